@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from repository import ROOT, parse, source_files, within
+from repository import PACKAGE, ROOT, parse, source_files, within
 
 LAYERS = (
     "types", "checks", "values", "reduction", "registry", "geometry", "kernels", "functional",
@@ -17,6 +17,8 @@ LAYERS = (
 ROOF = "__init__"  # detloss/__init__.py: collects the public names of every layer but those loaded on demand
 ON_DEMAND = ("testing", "train")
 THIRD_PARTY = {"kernels": {"torch", "triton"}}  # train: what its extra declares; every other layer: torch
+# Imported where they are used, inside a function, with an error that says what to install.
+LAZILY = {"assigners/hungarian.py": {"scipy"}, "criteria/explain.py": {"matplotlib"}}
 BY_NAME = ("import_module", "importlib.import_module", "__import__")
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
@@ -58,7 +60,7 @@ def violation(module: str, name: str, extra: set[str]) -> str | None:
     """Why ``module`` may not import ``name``, or ``None`` when it may."""
     layer, root = layer_of(module), name.split(".")[0]
     if root != "detloss":
-        allowed = extra if layer == "train" else THIRD_PARTY.get(layer, {"torch"})
+        allowed = extra if layer == "train" else THIRD_PARTY.get(layer, {"torch"}) | LAZILY.get(module, set())
         if root in sys.stdlib_module_names or root == "torch" or DISTRIBUTIONS.get(root, root) in allowed:
             return None
         return f"imports {name}: layer {layer!r} may import only the standard library and {sorted(allowed)}"
@@ -88,6 +90,15 @@ def test_layer_order_holds_in_the_package() -> None:
     extra = train_extra()
     problems = [p for path in source_files() for p in violations(parse(path), within(path), extra)]
     assert not problems, "\n".join(problems)
+
+
+@pytest.mark.parametrize("module", [module for module in LAZILY if (PACKAGE / module).exists()])
+def test_lazy_imports_are_inside_functions(module: str) -> None:
+    tree = parse(PACKAGE / module)
+    everywhere = {name.split(".")[0] for _, name in imported_names(tree, module)}
+    at_import = [ast.unparse(node) for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    assert LAZILY[module] <= everywhere
+    assert not [line for line in at_import for name in LAZILY[module] if name in line]
 
 
 @pytest.mark.parametrize(

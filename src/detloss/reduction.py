@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from numbers import Real
-from typing import get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from detloss.checks import check_float, check_option, check_same_device, check_tensor, shape_of, upcast
-from detloss.types import Normalizer, Number, Reduction
+from detloss.checks import check_float, check_option, check_positive, check_same_device, check_tensor, shape_of, upcast
+from detloss.types import NormalizerMode, Number, Reduction
 from detloss.values import value_checks_enabled
 
-__all__ = ["check_reduction", "global_count", "mute", "reduce_loss", "sum_over_ranks"]
+__all__ = ["Normalizer", "NormalizerConfig", "check_reduction", "global_count", "mute", "reduce_loss", "sum_over_ranks"]
 
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
-NORMALIZERS: tuple[str, ...] = get_args(Normalizer)
+NORMALIZERS: tuple[str, ...] = get_args(NormalizerMode)
 
 
 def check_reduction(where: str, reduction: object, avg_factor: Number | Tensor | None = None) -> None:
@@ -132,7 +133,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return total
 
 
-def global_count(counts: Tensor, normalizer: Normalizer = "sync", minimum: float | Sequence[float] = 1.0) -> Tensor:
+def global_count(counts: Tensor, normalizer: Literal["sync", "local"] = "sync", minimum: float | Sequence[float] = 1.0) -> Tensor:
     """The normalisers of a criterion call: n = max(Σ over ranks of count, minimum) / number of ranks.
 
     DDP averages gradients over ranks; dividing each rank's sum by n therefore gives the gradient of one process that
@@ -144,10 +145,85 @@ def global_count(counts: Tensor, normalizer: Normalizer = "sync", minimum: float
         normalizer: ``"sync"`` (all-reduced when ``torch.distributed`` is initialised) or ``"local"``.
         minimum: lower bound of the total count, one for all or one per count.
     """
-    check_option("global_count", "normalizer", normalizer, NORMALIZERS)
+    check_option("global_count", "normalizer", normalizer, ("sync", "local"))
     synced = normalizer == "sync"
     total = sum_over_ranks(counts.detach()) if synced else counts.detach()
     ranks = _world_size() if synced else 1
     least = [minimum] * total.numel() if isinstance(minimum, (int, float)) else minimum
     bounded = [one.clamp(min=low) for one, low in zip(total.reshape(-1), least, strict=True)]
     return torch.stack(bounded).reshape(total.shape) / ranks
+
+
+class Normalizer(nn.Module):
+    """What a criterion divides its terms by: :func:`global_count` of this call, or its moving average.
+
+    ``"sync"``: the counts of all ranks; ``"local"``: of this rank; ``"ema"``: n ← momentum · n + (1 − momentum) · count over
+    all ranks, starting at ``initial``, updated in training mode only and kept in the ``state_dict`` so that a resumed run
+    goes on with it (detectron2's scheme, there per rank and lost on resume). One all-reduce a call in ``"sync"`` and
+    ``"ema"``.
+
+    Args:
+        mode: ``"sync"``, ``"local"`` or ``"ema"``.
+        momentum: share of the old average that is kept, in (0, 1).
+        initial: first value of the average.
+        size: how many counts there are.
+    """
+
+    average: Tensor
+
+    def __init__(self, mode: NormalizerMode = "sync", momentum: float = 0.9, initial: float = 100.0, size: int = 1) -> None:
+        super().__init__()
+        check_option("Normalizer", "mode", mode, NORMALIZERS)
+        check_positive("Normalizer", momentum=momentum, initial=initial)
+        if momentum >= 1:
+            raise ValueError(f"Normalizer: momentum must be below 1; got {momentum}")
+        self.mode: NormalizerMode = mode
+        self.momentum = momentum
+        self._step: list[Tensor] | None = None
+        self._fixed: Tensor | None = None
+        if mode == "ema":
+            self.register_buffer("average", torch.full((size,), float(initial), dtype=torch.float64))
+
+    @classmethod
+    def of(cls, config: NormalizerConfig, size: int, where: str) -> Normalizer:
+        """A normalizer for ``size`` counts from a mode or from ``dict(mode=..., momentum=..., initial=...)``."""
+        if isinstance(config, Mapping):
+            unknown = set(config) - {"mode", "momentum", "initial"}
+            if unknown:
+                raise TypeError(f"{where}: normalizer takes mode, momentum and initial; got {sorted(unknown)}")
+            return cls(size=size, **config)
+        check_option(where, "normalizer", config, NORMALIZERS)
+        return cls(config, size=size)
+
+    def forward(self, counts: Tensor, minimum: Sequence[float]) -> Tensor:
+        """The normalisers for ``counts`` on this rank, each at least ``minimum`` before it is divided by the ranks."""
+        if self._step is not None:
+            if not self._step:
+                self._step.append(self._divisors(counts if self._fixed is None else self._fixed, minimum))
+            return self._step[0].to(device=counts.device, dtype=counts.dtype)
+        return self._divisors(counts, minimum)
+
+    def _divisors(self, counts: Tensor, minimum: Sequence[float]) -> Tensor:
+        if self.mode == "local":
+            return global_count(counts, "local", minimum)
+        now = global_count(counts, "sync", minimum)
+        if self.mode == "sync":
+            return now
+        if self.training:
+            self.average.lerp_(now.to(self.average), 1 - self.momentum)
+        return self.average.to(device=counts.device, dtype=counts.dtype, copy=True)
+
+    @contextmanager
+    def fixed(self, counts: Tensor) -> Iterator[None]:
+        """Within this context every call gets the normalisers of ``counts``, computed (and averaged) once."""
+        self._fixed, self._step = counts, []
+        try:
+            yield
+        finally:
+            self._fixed = self._step = None
+
+    def extra_repr(self) -> str:
+        return f"{self.mode!r}, momentum={self.momentum}" if self.mode == "ema" else repr(self.mode)
+
+
+NormalizerConfig: TypeAlias = NormalizerMode | Mapping[str, Any]

@@ -8,11 +8,11 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Assignment", "BoxFormat", "ClassWeights", "LossDict", "Normalizer", "Number", "Reduction", "Target"]
+__all__ = ["Assignment", "BoxFormat", "ClassWeights", "LossDict", "NormalizerMode", "Number", "Reduction", "Target"]
 
 Reduction: TypeAlias = Literal["none", "mean", "sum"]
 BoxFormat: TypeAlias = Literal["xyxy", "xywh", "cxcywh"]
-Normalizer: TypeAlias = Literal["sync", "local"]
+NormalizerMode: TypeAlias = Literal["sync", "local", "ema"]
 Number: TypeAlias = int | float
 ClassWeights: TypeAlias = Sequence[float] | Tensor
 Target: TypeAlias = Mapping[str, Tensor]

@@ -91,7 +91,7 @@ BAD_OPTIONS = [
         ValueError,
         "distance_unit must be one of 'pixel', 'stride'; got 'pixels'. Did you mean 'pixel'",
     ),
-    ({"normalizer": "global"}, ValueError, "normalizer must be one of 'sync', 'local'; got 'global'"),
+    ({"normalizer": "global"}, ValueError, "normalizer must be one of 'sync', 'local', 'ema'; got 'global'"),
     ({"center_sampling_radius": -1.5}, ValueError, "center_sampling_radius must be a finite number > 0; got -1.5"),
     ({"weights": {"loss_bbox": 1.0}}, ValueError, "no term 'loss_bbox' to weigh. Did you mean 'loss_box'"),
     ({"weights": {"loss_box": -1.0}}, ValueError, "loss_box must be a finite number >= 0; got -1.0"),

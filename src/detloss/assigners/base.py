@@ -87,9 +87,10 @@ class Assigner:
         """Why an object of one image may get nothing: sentence → ``[G, P]`` bool, which priors pass that condition.
 
         The conditions are in the order in which they apply. The reason for an object without positives is the first
-        sentence at which no prior is left that passes it and all before; when some pass all, others took them.
+        sentence at which no prior is left that passes it and all before, read after "no" ("no location inside the box");
+        when some pass all, others took them. An assigner without conditions gives no reasons.
         """
-        raise TypeError(f"{type(self).__name__} must implement conditions(priors, targets, image, scores, boxes)")
+        return {}
 
     def padded(self, targets: Sequence[Target] | PaddedTargets, like: Tensor) -> PaddedTargets:
         """``targets`` checked and padded, with the device and dtype of ``like``."""

@@ -3,25 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from detloss.assigners.fcos import FCOSAssigner, RegressRanges, default_regress_ranges
-from detloss.assigners.targets import PaddedTargets, pad_targets
-from detloss.checks import check_float, check_option, check_positive, shape_of, upcast
-from detloss.criteria.base import Criterion, LossConfig, Term
-from detloss.geometry.boxes import box_to_distance, centerness
+from detloss.assigners.base import MEMORY_BUDGET
+from detloss.assigners.fcos import FCOSAssigner, RangeBounds, RegressRanges, default_regress_ranges
+from detloss.assigners.targets import pad_targets
+from detloss.checks import check_option, upcast
+from detloss.criteria.base import (
+    AssignerConfig,
+    Criterion,
+    LossConfig,
+    Matched,
+    Term,
+    assignment_metrics,
+    check_classes,
+    class_target,
+    kept_rows,
+)
+from detloss.criteria.levels import check_images, check_maps, check_strides, map_sizes, matched_labels, matched_rows, rows
+from detloss.geometry.boxes import box_to_distance, centerness, distance_to_box
 from detloss.geometry.iou import overlap
-from detloss.geometry.points import Points, grid_points
-from detloss.reduction import NORMALIZERS, global_count
+from detloss.geometry.points import grid_points
+from detloss.reduction import NormalizerConfig
 from detloss.registry import CRITERIA
-from detloss.types import Assignment, LossDict, Normalizer, Target
+from detloss.types import LossDict, Target
 
 __all__ = ["FCOSLoss"]
 
 DISTANCE_UNITS = ("pixel", "stride")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FCOSMatched(Matched):
+    """``logits [B, P, C]``, ``distances [B, P, 4]`` in pixels and their targets, ``centers [B, P]``, ``quality`` and
+    ``box_weight [B, P]``."""
+
+    logits: Tensor
+    distances: Tensor
+    true_distances: Tensor
+    centers: Tensor
+    quality: Tensor
+    box_weight: Tensor
 
 
 @CRITERIA.register_module(
@@ -52,9 +78,14 @@ class FCOSLoss(Criterion):
         centerness_weighted: weigh each box by its centerness target and divide ``loss_box`` by the sum of those on all
             ranks, as the official code does.
         distance_unit: unit of ``bbox_preds``, ``"pixel"`` or ``"stride"`` (of the level).
-        normalizer: ``"sync"`` over all ranks, or ``"local"``.
+        point_offset: place of the location in its cell, 0.5 for the middle, 0 for the corner.
+        range_bounds: see :class:`detloss.FCOSAssigner`.
+        assigner: object, configuration or name of another assigner, in the place of the FCOS one.
+        normalizer: ``"sync"`` over all ranks, ``"local"``, or ``"ema"``, see :class:`detloss.reduction.Normalizer`.
         weights: weights by name of the term (``{"loss_box": 2.0}``); they replace the three above.
         memory_budget: bytes for the temporaries of the assignment.
+
+    Presets: ``"torchvision"``, ``"detectron2"``, ``"mmdet"`` (visdet) and ``"autotimm"`` (its helper for ready targets).
 
     >>> criterion = FCOSLoss(num_classes=3, strides=(8,))
     >>> maps = [torch.zeros(1, 3, 4, 4)], [torch.full((1, 4, 4, 4), 8.0)], [torch.zeros(1, 1, 4, 4)]
@@ -72,6 +103,19 @@ class FCOSLoss(Criterion):
         ),
         Term("loss_centerness", "positives", "positives on all ranks, at least 1"),
     )
+    COUNTS: ClassVar[int] = 2
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "torchvision": {
+            "point_offset": 0.0, "range_bounds": "open", "center_sampling_radius": 1.5, "distance_unit": "stride",
+            "normalizer": "local",
+        },
+        "detectron2": {
+            "range_bounds": "open", "center_sampling_radius": 1.5, "distance_unit": "stride",
+            "normalizer": {"mode": "ema", "momentum": 0.9, "initial": 300.0},
+        },
+        "mmdet": {"loss_box": {"type": "IoULoss", "mode": "log"}, "centerness_weighted": True},
+        "autotimm": {"loss_box": {"type": "IoULoss", "mode": "log"}, "range_bounds": "half_open", "normalizer": "local"},
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -90,22 +134,20 @@ class FCOSLoss(Criterion):
         center_sampling_radius: float | None = None,
         centerness_weighted: bool = False,
         distance_unit: Literal["pixel", "stride"] = "pixel",
-        normalizer: Normalizer = "sync",
+        point_offset: float = 0.5,
+        range_bounds: RangeBounds = "closed",
+        assigner: AssignerConfig | None = None,
+        normalizer: NormalizerConfig = "sync",
         weights: Mapping[str, float] | None = None,
-        memory_budget: int = 64 * 2**20,
+        memory_budget: int = MEMORY_BUDGET,
     ) -> None:
-        super().__init__({"loss_cls": cls_loss_weight, "loss_box": reg_loss_weight, "loss_centerness": centerness_loss_weight})
+        super().__init__(
+            {"loss_cls": cls_loss_weight, "loss_box": reg_loss_weight, "loss_centerness": centerness_loss_weight}, normalizer
+        )
         self.set_weights(weights or {})
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"FCOSLoss: num_classes must be an integer >= 1; got {num_classes!r}")
         check_option("FCOSLoss", "distance_unit", distance_unit, DISTANCE_UNITS)
-        check_option("FCOSLoss", "normalizer", normalizer, NORMALIZERS)
-        if not isinstance(strides, Sequence) or not strides:
-            raise ValueError(f"FCOSLoss: strides must be a sequence with one number per level; got {strides!r}")
-        for stride in strides:
-            check_positive("FCOSLoss", strides=stride)
-        self.num_classes = num_classes
-        self.strides = tuple(strides)
+        self.num_classes = check_classes("FCOSLoss", num_classes)
+        self.strides = check_strides("FCOSLoss", strides)
         focal = {"type": "FocalLoss", "alpha": focal_alpha, "gamma": focal_gamma}
         self.loss_cls = self.build_term("loss_cls", loss_cls, focal)
         self.loss_box = self.build_term("loss_box", loss_box, "GIoULoss")
@@ -115,13 +157,13 @@ class FCOSLoss(Criterion):
             raise ValueError(f"FCOSLoss: loss_box is fed corners, so its box_format must be 'xyxy'; got {box_format!r}")
         self.centerness_weighted = centerness_weighted
         self.distance_unit = distance_unit
-        self.normalizer: Normalizer = normalizer
+        self.point_offset = point_offset
         ranges = default_regress_ranges(self.strides) if regress_ranges is None else regress_ranges
         if len(ranges) != len(self.strides):
             raise ValueError(
                 f"FCOSLoss: expected one regress range per stride; got {len(ranges)} ranges and {len(self.strides)} strides"
             )
-        self.assigner = FCOSAssigner(ranges, center_sampling_radius, memory_budget)
+        self.assigner = self.build_assigner(assigner, FCOSAssigner(ranges, center_sampling_radius, memory_budget, range_bounds))
 
     def forward(
         self,
@@ -143,94 +185,81 @@ class FCOSLoss(Criterion):
             LossDict with ``loss_cls``, ``loss_box``, ``loss_centerness`` and the metrics ``num_pos``, ``num_gt``,
             ``num_gt_without_pos`` (objects that no location is responsible for) and ``mean_iou`` of the positives.
         """
-        self._check(cls_scores, bbox_preds, centernesses)
-        logits, distances, centers = (upcast(_rows(maps)) for maps in (cls_scores, bbox_preds, centernesses))
-        points = grid_points(
-            [(m.shape[2], m.shape[3]) for m in cls_scores],
-            self.strides[: len(cls_scores)],
-            device=logits.device,
-            dtype=distances.dtype,
-        )
-        truth = pad_targets(targets, distances, self.num_classes)
-        if len(truth.boxes) != len(logits):
-            raise ValueError(f"FCOSLoss: expected one target per image, {len(logits)} of them; got {len(truth.boxes)}")
-        assignment = self.assigner(points, truth)
-        return self._terms(logits, distances, centers.squeeze(-1), points, truth, assignment)
+        return self.finish(self.match(cls_scores, bbox_preds, centernesses, targets))
 
-    def _terms(
-        self,
-        logits: Tensor,
-        distances: Tensor,
-        centers: Tensor,
-        points: Points,
-        truth: PaddedTargets,
-        assignment: Assignment,
-    ) -> LossDict:
-        """The four steps after the assignment: targets, counts, terms, LossDict."""
-        positive = assignment.positive
-        labels, true_distances = _matched(truth, points, assignment, self.num_classes)
-        quality = centerness(true_distances) * positive
-        box_weight = quality if self.centerness_weighted else positive.to(distances.dtype)
-        num_pos, box_total = global_count(
-            torch.stack((positive.sum().to(distances.dtype), box_weight.sum())), self.normalizer, self._minimum
-        ).unbind()
-        stride = points.stride[:, None]
-        pred_distances = distances if self.distance_unit == "pixel" else distances * stride
-        in_strides = getattr(self.loss_box, "box_space", "corners") == "distances"
-        pred_boxes, true_boxes = (
-            (d / stride if in_strides else _around_point(d)).reshape(-1, 4) for d in (pred_distances, true_distances)
-        )
-        iou = _iou_of_positives(pred_distances, true_distances, positive)
-        kind = getattr(self.loss_cls, "target_kind", "index")
-        cls_target: Any = labels.reshape(-1) if kind == "index" else (labels.reshape(-1), iou.reshape(-1))
-        kept = (~assignment.ignore).reshape(-1).to(logits.dtype) if truth.ignore_valid.shape[1] else None
-        terms = {
-            "loss_cls": self.loss_cls(logits.reshape(-1, self.num_classes), cls_target, weight=kept, avg_factor=num_pos),
-            "loss_box": self.loss_box(pred_boxes, true_boxes, weight=box_weight.reshape(-1), avg_factor=box_total),
-            "loss_centerness": self.loss_centerness(
-                centers.reshape(-1),
-                quality.reshape(-1),
-                weight=positive.reshape(-1).to(centers.dtype),
-                avg_factor=num_pos,
-            ),
-        }
-        return self.collect(terms, _metrics(truth, assignment, iou))
-
-    @property
-    def _minimum(self) -> tuple[float, float]:
-        """Lower bounds of the two normalisers: one positive; a sum of centerness that is 0 only without positives."""
-        return 1.0, 1e-6 if self.centerness_weighted else 1.0
-
-    def _check(
+    def match(
         self,
         cls_scores: Sequence[Tensor],
         bbox_preds: Sequence[Tensor],
         centernesses: Sequence[Tensor],
-    ) -> None:
+        targets: Sequence[Target],
+    ) -> FCOSMatched:
+        """Assign every location and count. Arguments as in the call."""
         maps = {"cls_scores": cls_scores, "bbox_preds": bbox_preds, "centernesses": centernesses}
-        channels = {"cls_scores": self.num_classes, "bbox_preds": 4, "centernesses": 1}
-        for name, levels_of in maps.items():
-            if not isinstance(levels_of, (list, tuple)):
-                raise TypeError(f"FCOSLoss: {name} must be a list of feature maps, one per level; got {type(levels_of).__name__}")
-        levels = len(cls_scores)
-        if not 1 <= levels <= len(self.strides):
-            raise ValueError(f"FCOSLoss: expected 1 to {len(self.strides)} levels, one per stride {self.strides}; got {levels}")
-        for name, levels_of in maps.items():
-            if len(levels_of) != levels:
-                raise ValueError(f"FCOSLoss: {name} must have {levels} levels like cls_scores; got {len(levels_of)}")
-            for level, (x, scores) in enumerate(zip(levels_of, cls_scores, strict=True)):
-                check_float("FCOSLoss", f"{name}[{level}]", x)
-                check_float("FCOSLoss", f"cls_scores[{level}]", scores)
-                expected = [*cls_scores[0].shape[:1], channels[name], *scores.shape[2:]]
-                if x.ndim != 4 or list(x.shape) != expected:
-                    raise ValueError(
-                        f"FCOSLoss: {name}[{level}] must have shape [B, {channels[name]}, H, W] = {expected}; got {shape_of(x)}"
-                    )
+        check_maps("FCOSLoss", maps, {"cls_scores": self.num_classes, "bbox_preds": 4, "centernesses": 1}, self.strides)
+        logits, distances, centers = (upcast(rows(levels)) for levels in maps.values())
+        points = grid_points(
+            map_sizes(cls_scores),
+            self.strides[: len(cls_scores)],
+            self.point_offset,
+            device=logits.device,
+            dtype=distances.dtype,
+        )
+        truth = pad_targets(targets, distances, self.num_classes)
+        check_images("FCOSLoss", truth, len(logits))
+        if self.distance_unit == "stride":
+            distances = distances * points.stride[:, None]
+        xy = points.xy.expand(*distances.shape[:2], 2)
+        boxes = distance_to_box(xy, distances).detach() if self.assigner.needs_predictions else None
+        scores = None if boxes is None else logits.detach()
+        assignment = self.assigner(points, truth, scores, boxes)
+        positive = assignment.positive
+        true = torch.where(positive.unsqueeze(-1), box_to_distance(xy, matched_rows(truth.boxes, assignment)), 0.0)
+        quality = centerness(true) * positive
+        box_weight = quality if self.centerness_weighted else positive.to(distances.dtype)
+        return FCOSMatched(
+            counts=torch.stack((positive.sum().to(distances.dtype), box_weight.sum())),
+            minimum=(1.0, 1e-6 if self.centerness_weighted else 1.0),  # 0 centerness means no positives
+            truth=truth,
+            assignment=assignment,
+            priors=points,
+            scores=scores,
+            boxes=boxes,
+            logits=logits,
+            distances=distances,
+            true_distances=true,
+            centers=centers.squeeze(-1),
+            quality=quality,
+            box_weight=box_weight,
+        )
 
-
-def _rows(maps: Sequence[Tensor]) -> Tensor:
-    """Maps ``[B, C, H, W]`` of all levels as ``[B, P, C]``, in the order of :class:`Points`."""
-    return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
+    def compute(self, matched: FCOSMatched, normalizers: Tensor) -> LossDict:
+        """The terms of a matched batch, divided by (positives, positives or their centerness)."""
+        num_pos, box_total = normalizers.unbind()
+        truth, assignment = matched.truth, matched.assignment
+        in_strides = getattr(self.loss_box, "box_space", "corners") == "distances"
+        stride = matched.priors.stride[:, None]
+        pred_boxes, true_boxes = (
+            (d / stride if in_strides else _around_point(d)).reshape(-1, 4) for d in (matched.distances, matched.true_distances)
+        )
+        iou = _iou_of_positives(matched.distances, matched.true_distances, assignment.positive)
+        labels = matched_labels(truth, assignment, self.num_classes)
+        terms = {
+            "loss_cls": self.loss_cls(
+                matched.logits.reshape(-1, self.num_classes),
+                class_target(self.loss_cls, labels, iou),
+                weight=kept_rows(truth, assignment, matched.logits.dtype),
+                avg_factor=num_pos,
+            ),
+            "loss_box": self.loss_box(pred_boxes, true_boxes, weight=matched.box_weight.reshape(-1), avg_factor=box_total),
+            "loss_centerness": self.loss_centerness(
+                matched.centers.reshape(-1),
+                matched.quality.reshape(-1),
+                weight=assignment.positive.reshape(-1).to(matched.centers.dtype),
+                avg_factor=num_pos,
+            ),
+        }
+        return self.collect(terms, assignment_metrics(truth, assignment, iou))
 
 
 def _around_point(distances: Tensor) -> Tensor:
@@ -238,32 +267,8 @@ def _around_point(distances: Tensor) -> Tensor:
     return torch.cat((-distances[..., :2], distances[..., 2:]), dim=-1)
 
 
-def _matched(truth: PaddedTargets, points: Points, assignment: Assignment, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Class index ``[B, P]`` (background C) and distances ``[B, P, 4]`` to the matched box (0 for negatives)."""
-    positive = assignment.positive
-    if truth.labels.shape[1] == 0:
-        zeros = points.xy.new_zeros(*positive.shape, 4)
-        return torch.full_like(assignment.gt_index, num_classes), zeros
-    index = assignment.gt_index.clamp(min=0)
-    labels = torch.where(positive, truth.labels.gather(1, index), num_classes)
-    boxes = truth.boxes.gather(1, index.unsqueeze(-1).expand(-1, -1, 4))
-    return labels, torch.where(positive.unsqueeze(-1), box_to_distance(points.xy.expand(*positive.shape, 2), boxes), 0.0)
-
-
 @torch.no_grad()
 def _iou_of_positives(pred: Tensor, true: Tensor, positive: Tensor) -> Tensor:
     """IoU ``[B, P]`` of predicted and matched boxes; 0 for negatives and for predictions that are not numbers."""
     iou = overlap(_around_point(pred), _around_point(true)).iou
     return torch.where(positive, torch.nan_to_num(iou), 0.0)
-
-
-def _metrics(truth: PaddedTargets, assignment: Assignment, iou: Tensor) -> dict[str, Tensor]:
-    num_pos = assignment.num_pos
-    hits = torch.zeros(truth.valid.shape[0], truth.valid.shape[1] + 1, dtype=torch.long, device=iou.device)
-    hits.scatter_add_(1, assignment.gt_index + 1, torch.ones_like(assignment.gt_index))
-    return {
-        "num_pos": num_pos,
-        "num_gt": truth.num_gt,
-        "num_gt_without_pos": (truth.valid & (hits[:, 1:] == 0)).sum(),
-        "mean_iou": iou.sum() / num_pos.clamp(min=1),
-    }
