@@ -14,7 +14,7 @@ import torch
 from fcos_cases import STRIDES, Target, random_boxes, random_maps
 from torch import Tensor
 
-from detloss import Criterion, FCOSLoss
+from detloss import Criterion, FCOSLoss, MultiPartLoss
 
 Tree = Any  # a tensor, or a list, tuple or dict of trees
 
@@ -35,6 +35,7 @@ class Case:
             ``criterion(*predictions, targets)``.
         targets: ``targets(counts)`` → one target per image with that many objects of random class and box.
         box_terms: terms that only positives pay, which an ignored region must not change.
+        assigns: whether it assigns objects itself (and so takes targets as lists of dicts, with regions to ignore).
         compiles: whether ``torch.compile(fullgraph=True)`` takes it; else the reason is in ``note``.
         note: anything a reader should know.
     """
@@ -45,6 +46,7 @@ class Case:
     call: Callable[[Any, Tree, Sequence[Target]], Any] = lambda criterion, predictions, targets: criterion(*predictions, targets)
     targets: Callable[[Sequence[int]], list[Target]] = None  # type: ignore[assignment]
     box_terms: tuple[str, ...] = ("loss_box",)
+    assigns: bool = True
     compiles: bool = True
     note: str = ""
 
@@ -103,4 +105,36 @@ FCOS = [
         "fcos-official": {"centerness_weighted": True, "center_sampling_radius": 1.5},
         "fcos-qfl-ciou": {"loss_cls": "QualityFocalLoss", "loss_box": "ciou"},
     }.items()
+]
+
+ROWS = 48  # predictions of an image that come matched, the first ones on foreground
+
+
+def _parts(images: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    shapes = {"cls_pred": (NUM_CLASSES + 1,), "box_pred": (4,), "obj_pred": (), "mask_pred": (5,)}
+    return {name: torch.randn(images, ROWS, *shape).to(dtype).requires_grad_() for name, shape in shapes.items()}
+
+
+def _call_parts(criterion: Any, predictions: dict[str, Tensor], targets: Sequence[Target]) -> Any:
+    """Object i of an image is matched with its row i; the other rows are background."""
+    classes = torch.full((len(targets), ROWS), NUM_CLASSES)
+    boxes = predictions["box_pred"].new_zeros(len(targets), ROWS, 4)
+    for image, target in enumerate(targets):
+        classes[image, : len(target["labels"])] = target["labels"]
+        boxes[image, : len(target["labels"])] = target["boxes"].to(boxes)
+    inside = (classes < NUM_CLASSES).to(boxes.dtype)
+    masks = inside[..., None].expand(*inside.shape, 5)
+    matched = {"cls_target": classes, "box_target": boxes, "obj_target": inside, "mask_target": masks}
+    return criterion(predictions, matched)
+
+
+MATCHED = [
+    Case(
+        "multipart",
+        lambda **more: MultiPartLoss(NUM_CLASSES, **more),
+        _parts,
+        _call_parts,
+        box_terms=("loss_box", "loss_mask"),
+        assigns=False,
+    )
 ]

@@ -20,6 +20,7 @@ from detloss.types import Assignment, LossDict
 
 __all__ = [
     "AssignerConfig",
+    "Counted",
     "Criterion",
     "LossConfig",
     "Matched",
@@ -45,12 +46,23 @@ class Term:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matched:
+class Counted:
+    """A batch of which is known what its terms are divided by.
+
+    Attributes:
+        counts: ``[K]`` counted on this rank.
+        minimum: lower bounds of the counts over all ranks.
+    """
+
+    counts: Tensor
+    minimum: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched(Counted):
     """A batch after assignment: all that the terms need. Criteria extend it with their own fields.
 
     Attributes:
-        counts: ``[K]`` what the terms are divided by, counted on this rank.
-        minimum: lower bounds of the counts over all ranks.
         truth: the objects.
         assignment: which prior is responsible for which object.
         priors: points, anchors or (for matched predictions) predicted boxes, with ``xy`` ``[P, 2]`` or ``[B, P, 2]``.
@@ -58,8 +70,6 @@ class Matched:
         boxes: predicted corners ``[B, P, 4]``, likewise.
     """
 
-    counts: Tensor
-    minimum: tuple[float, ...]
     truth: PaddedTargets
     assignment: Assignment
     priors: Any
@@ -110,15 +120,15 @@ class Criterion(nn.Module):
         """Names of the terms, in the order of the LossDict."""
         return tuple(term.name for term in self.TERMS)
 
-    def match(self, *args: Any, **kwargs: Any) -> Matched:
+    def match(self, *args: Any, **kwargs: Any) -> Counted:
         """Assign and count: the arguments of the call → what :meth:`compute` needs."""
-        raise TypeError(f"{type(self).__name__} must implement match(predictions…, targets) -> Matched")
+        raise TypeError(f"{type(self).__name__} must implement match(predictions…, targets)")
 
     def compute(self, matched: Any, normalizers: Tensor) -> LossDict:
         """The terms of a matched batch, divided by ``normalizers`` ``[K]``."""
         raise TypeError(f"{type(self).__name__} must implement compute(matched, normalizers) -> LossDict")
 
-    def finish(self, matched: Matched) -> LossDict:
+    def finish(self, matched: Counted) -> LossDict:
         """Normalise and compute."""
         return self.compute(matched, self.normalizer(matched.counts, matched.minimum))
 
@@ -149,6 +159,8 @@ class Criterion(nn.Module):
     def explain(self, *args: Any, **kwargs: Any) -> Explanation:
         """Which objects got how many positives, on which levels, and why some got none. Arguments as in the call."""
         matched = self.match(*args, **kwargs)
+        if not isinstance(matched, Matched):
+            raise TypeError(f"{type(self).__name__}.explain: predictions come matched, so there is no assignment to explain")
         return explain(self.assigner, matched.priors, matched.truth, matched.assignment, matched.scores, matched.boxes)
 
     def build_term(self, name: str, config: LossConfig | None, default: LossConfig) -> nn.Module:

@@ -115,10 +115,11 @@ class Explanation:
         if picture is not None:
             pixels = picture.detach().float().cpu()
             pixels = pixels / 255 if pixels.max() > 1 else pixels
-            axes.imshow(pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels, cmap="gray", vmin=0, vmax=1)
+            shown = pixels.permute(1, 2, 0) if pixels.ndim == 3 else pixels
+            axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=1)
         else:
             axes.invert_yaxis()
-        xy, own = self.locations[image].cpu(), self.gt_index[image].cpu()
+        xy, own = self.locations[image].cpu().numpy(), self.gt_index[image].cpu().numpy()
         for report in (r for r in self.objects if r.image == image):
             color = PALETTE[report.index % len(PALETTE)]
             _draw_box(axes, report.box, color, "-" if report.positives else ":")
@@ -126,7 +127,7 @@ class Explanation:
             axes.text(report.box[0], report.box[1], f"{report.index} ({report.positives}){note}", color=color, fontsize=7)
             points = xy[own == report.index]
             axes.scatter(points[:, 0], points[:, 1], s=8, color=color)
-        skipped = xy[self.ignore[image].cpu()]
+        skipped = xy[self.ignore[image].cpu().numpy()]
         axes.scatter(skipped[:, 0], skipped[:, 1], s=8, color="0.5", marker="x")
         for box in self.ignore_boxes[image].tolist():
             _draw_box(axes, box, "0.5", "--")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from detloss.checks import check_tensor, did_you_mean, shape_of, upcast
-from detloss.criteria.base import Criterion, LossConfig, Term
+from detloss.criteria.base import Counted, Criterion, LossConfig, Term, check_classes
+from detloss.reduction import NormalizerConfig
 from detloss.registry import CRITERIA
 from detloss.types import LossDict
 
@@ -17,6 +19,15 @@ __all__ = ["MultiPartLoss"]
 
 PARTS = ("cls", "box", "obj", "mask")
 IGNORED = -100
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartsMatched(Counted):
+    """Predictions and targets of the parts as rows, and which rows count: all, or those on foreground (``None``: every row)."""
+
+    rows: Mapping[str, Any]
+    keep: Tensor | None
+    foreground: Tensor | None
 
 
 @CRITERIA.register_module(family="matched", formula="w_cls loss_cls + w_box loss_box + w_obj loss_obj + w_mask loss_mask")
@@ -31,7 +42,7 @@ class MultiPartLoss(Criterion):
 
     Where ``cls_target`` is given, boxes and masks count on foreground only: the class index ``num_classes`` is the
     background (with softmax it is the last of K = num_classes + 1 columns); −100 and the ``ignore_index`` of ``loss_cls`` are
-    ignored. Each part is a mean over the elements that count, a connected 0 when there are none.
+    ignored. Each part is a mean over the elements that count, on all ranks, and a connected 0 when there are none.
 
     Args:
         num_classes: number of classes, labels 0…num_classes − 1.
@@ -44,6 +55,7 @@ class MultiPartLoss(Criterion):
         obj_weight: weight of ``loss_obj``.
         mask_weight: weight of ``loss_mask``.
         weights: weights by name of the term (``{"loss_box": 2.0}``); they replace the four above.
+        normalizer: ``"sync"`` over all ranks, ``"local"``, or ``"ema"``, see :class:`detloss.reduction.Normalizer`.
 
     >>> criterion = MultiPartLoss(num_classes=2)
     >>> losses = criterion({"cls_pred": torch.zeros(1, 3, 2)}, {"cls_target": torch.tensor([[0, 1, 1]])})
@@ -51,6 +63,7 @@ class MultiPartLoss(Criterion):
     tensor(0.6931)
     """
 
+    COUNTS: ClassVar[int] = 2
     TERMS: ClassVar[tuple[Term, ...]] = (
         Term("loss_cls", "all boxes that are not ignored", "their number"),
         Term("loss_box", "foreground boxes", "their number × 4 coordinates (× 1 for the IoU family)"),
@@ -70,13 +83,12 @@ class MultiPartLoss(Criterion):
         obj_weight: float = 0.2,
         mask_weight: float = 0.5,
         weights: Mapping[str, float] | None = None,
+        normalizer: NormalizerConfig = "sync",
     ) -> None:
-        super().__init__()
+        super().__init__(normalizer=normalizer)
         self.set_weights({"loss_cls": cls_weight, "loss_box": box_weight, "loss_obj": obj_weight, "loss_mask": mask_weight})
         self.set_weights(weights or {})
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"MultiPartLoss: num_classes must be an integer >= 1; got {num_classes!r}")
-        self.num_classes = num_classes
+        self.num_classes = check_classes("MultiPartLoss", num_classes)
         self.loss_cls = self.build_term("loss_cls", loss_cls, "CrossEntropyLoss")
         self.loss_box = self.build_term("loss_box", loss_box, "SmoothL1Loss")
         self.loss_obj = self.build_term("loss_obj", loss_obj, {"type": "CrossEntropyLoss", "use_sigmoid": True})
@@ -88,6 +100,10 @@ class MultiPartLoss(Criterion):
         Raises:
             ValueError: an unknown or unpaired key, no part at all, or shapes that do not match.
         """
+        return self.finish(self.match(predictions, targets))
+
+    def match(self, predictions: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> PartsMatched:
+        """Pair the parts and count the rows that count and those on foreground. Arguments as in the call."""
         parts = _pair(predictions, targets)
         lead = _leading_shape(parts)
         keep = foreground = None
@@ -96,27 +112,31 @@ class MultiPartLoss(Criterion):
             own_ignored = getattr(self.loss_cls, "ignore_index", IGNORED)
             keep = ((label != IGNORED) & (label != own_ignored)).reshape(-1)
             foreground = keep & (label != self.num_classes).reshape(-1)
-        terms = {}
-        for name, (pred, target) in parts.items():
-            counted = foreground if name in ("box", "mask") else keep
-            rows, row_targets = (x.reshape(lead.numel(), *x.shape[len(lead) :]) for x in (pred, target))
-            terms[f"loss_{name}"] = self._part(name, rows, row_targets, counted)
-        count = lead.numel() if foreground is None else foreground.sum()
-        anchor = next(iter(terms.values()))
-        return self.collect(terms, {"num_pos": torch.as_tensor(count, device=anchor.device)})
+        rows = {name: tuple(x.reshape(lead.numel(), *x.shape[len(lead) :]) for x in pair) for name, pair in parts.items()}
+        like = next(iter(parts.values()))[0]
+        every = torch.full((), lead.numel(), device=like.device)
+        all_kept, positives = (every if mask is None else mask.sum() for mask in (keep, foreground))
+        counts = torch.stack((all_kept, positives)).to(upcast(like).dtype)
+        return PartsMatched(counts=counts, minimum=(1.0, 1.0), rows=rows, keep=keep, foreground=foreground)
 
-    def _part(self, name: str, pred: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
-        """Mean of the element-wise loss over the rows that count."""
+    def compute(self, matched: PartsMatched, normalizers: Tensor) -> LossDict:
+        """Each part: the sum over the rows that count, divided by their number and by the elements of a row."""
+        kept, positives = normalizers.unbind()
+        terms = {}
+        for name, (pred, target) in matched.rows.items():
+            on_foreground = name in ("box", "mask")
+            counted = matched.foreground if on_foreground else matched.keep
+            terms[f"loss_{name}"] = self._part(name, pred, target, counted, positives if on_foreground else kept)
+        return self.collect(terms, {"num_pos": matched.counts[1].long()})
+
+    def _part(self, name: str, pred: Tensor, target: Tensor, counted: Tensor | None, count: Tensor) -> Tensor:
         loss = getattr(self, f"loss_{name}")
         weight = None if counted is None else counted.to(upcast(pred).dtype)
-        if counted is None or weight is None:
-            term: Tensor = loss(pred, target)
-            return term
-        if name == "cls":
+        if name == "cls" and counted is not None:
             target = torch.where(counted, target, 0)  # a class that stands in for ignored labels, whose weight is 0
         # Elements per row as this loss counts them (4 for L1, 1 for IoU), read off its own result for no rows.
         per_row = loss(pred[:0], target[:0], reduction_override="none").shape[1:].numel()
-        term = loss(pred, target, weight=weight, avg_factor=weight.sum() * per_row)
+        term: Tensor = loss(pred, target, weight=weight, avg_factor=count * per_row)
         return term
 
 
