@@ -5,8 +5,8 @@ Importing it needs PyTorch and nothing else.
 """
 
 from detloss import functional, geometry
-from detloss.assigners import FCOSAssigner
-from detloss.criteria import Criterion, FCOSLoss, MultiPartLoss
+from detloss.assigners import ATSSAssigner, FCOSAssigner
+from detloss.criteria import ATSSLoss, Criterion, FCOSLoss, GFLLoss, MultiPartLoss
 from detloss.losses import (
     GHMC,
     GHMR,
@@ -71,6 +71,8 @@ __all__ = [
     "LOSSES",
     "ALRPLoss",
     "APLoss",
+    "ATSSAssigner",
+    "ATSSLoss",
     "AlphaIoULoss",
     "Assignment",
     "AsymmetricLoss",
@@ -90,6 +92,7 @@ __all__ = [
     "FederatedLoss",
     "FocalEIoULoss",
     "FocalLoss",
+    "GFLLoss",
     "GIoULoss",
     "GWDLoss",
     "GaussianFocalLoss",

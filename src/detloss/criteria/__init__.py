@@ -1,8 +1,10 @@
 """Whole criteria of detector families: predictions and targets in, a LossDict out."""
 
+from detloss.criteria.atss import ATSSLoss
 from detloss.criteria.base import Criterion, Matched, Term
 from detloss.criteria.explain import Explanation, ObjectReport
 from detloss.criteria.fcos import FCOSLoss
+from detloss.criteria.gfl import GFLLoss
 from detloss.criteria.multipart import MultiPartLoss
 
-__all__ = ["Criterion", "Explanation", "FCOSLoss", "Matched", "MultiPartLoss", "ObjectReport", "Term"]
+__all__ = ["ATSSLoss", "Criterion", "Explanation", "FCOSLoss", "GFLLoss", "Matched", "MultiPartLoss", "ObjectReport", "Term"]

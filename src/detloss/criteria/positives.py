@@ -1,0 +1,55 @@
+"""The positives of a batch as rows of a fixed number per image, so that terms over positives alone cost no more than those."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from detloss.types import Assignment
+
+__all__ = ["Positives", "select_positives"]
+
+
+@dataclass(frozen=True)
+class Positives:
+    """K slots per image, the positives first, in the order of the priors.
+
+    Attributes:
+        index: ``[B, K]`` int64, the prior of every slot; 0 in empty slots.
+        filled: ``[B, K]`` bool.
+    """
+
+    index: Tensor
+    filled: Tensor
+
+    def take(self, values: Tensor) -> Tensor:
+        """The rows ``[B, K, D]`` of ``values [B, P, D]``, or ``[B, K]`` of ``[B, P]``; 0 in empty slots, with gradient 0."""
+        index, filled = self.index, self.filled
+        if values.ndim == 3:
+            index, filled = index.unsqueeze(-1).expand(-1, -1, values.shape[2]), filled.unsqueeze(-1)
+        return torch.where(filled, values.gather(1, index), torch.zeros((), dtype=values.dtype, device=values.device))
+
+    def scatter(self, values: Tensor, count: int) -> Tensor:
+        """``[B, count]``: the numbers ``values [B, K]`` of the slots at their priors, 0 elsewhere."""
+        return values.new_zeros(len(values), count).scatter_add(1, self.index, torch.where(self.filled, values, 0))
+
+
+def select_positives(assignment: Assignment, most: int | None = None) -> Positives:
+    """The positives of every image in ``min(most, P)`` slots. Nothing waits for the device: empty slots fill up.
+
+    Args:
+        assignment: of P priors.
+        most: upper bound of the positives of an image that the assigner guarantees; ``None``: there is none but P.
+    """
+    positive = assignment.positive
+    images, count = positive.shape
+    slots = count if most is None else min(most, count)
+    rank = positive.cumsum(1)
+    # Negatives all go to one slot too many, which is cut off.
+    slot = torch.where(positive, rank - 1, slots)
+    prior = torch.arange(count, device=positive.device).expand(images, count)
+    index = torch.zeros(images, slots + 1, dtype=torch.long, device=positive.device).scatter(1, slot, prior)[:, :slots]
+    filled = torch.arange(slots, device=positive.device) < positive.sum(1, keepdim=True)
+    return Positives(torch.where(filled, index, 0), filled)
