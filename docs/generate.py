@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import yaml
 from docstrings import functions_of, option_meanings
+from families import assigners_page, criteria_page
 
 import detloss
 from detloss.registry import Entry, options
@@ -27,6 +28,9 @@ __all__ = ["HERE", "example", "formula", "pages", "peers", "stale_files", "words
 
 HERE = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate.py from the registry, docs/losses.yml and docs/peers.yml. -->\n"
+NOTE_FAMILIES = "<!-- Written by docs/generate.py from the registry and the docstrings. -->\n"
+CRITERIA_TEXT = """A criterion assigns, counts, computes its terms and returns a [`LossDict`][detloss.types.LossDict].
+[Criteria](../criteria.md) shows them at work, [Detector families](../families.md) lists their terms and presets."""
 FULL, PART = "●", "◐"
 
 
@@ -240,8 +244,18 @@ def pages() -> dict[str, str]:
         **{f"losses/{family}.md": _family_page(family) for family in families},
         "api/functional.md": _reference_page("Functions", "`x_loss(pred, target, *, …)`, one for every loss.", functions),
         "settings.md": _settings_page(),
+        "families.md": criteria_page(NOTE_FAMILIES, formula, _paper),
+        "assigners.md": assigners_page(NOTE_FAMILIES, formula, _paper),
         "api/losses.md": _reference_page("Loss modules", "Shells over the functions.", {"Loss": detloss.Loss, **classes}),
+        "api/criteria.md": _reference_page("Criteria and assigners", CRITERIA_TEXT, _families()),
     }
+
+
+def _families() -> dict[str, Any]:
+    """What criteria and assigners are made of, by public name."""
+    from detloss import assigners, criteria
+
+    return {name: getattr(module, name) for module in (criteria, assigners) for name in module.__all__}
 
 
 def stale_files(current: dict[str, str]) -> list[Path]:
