@@ -36,6 +36,7 @@ class Case:
         targets: ``targets(counts)`` → one target per image with that many objects of random class and box.
         box_terms: terms that only positives pay, which an ignored region must not change.
         assigns: whether it assigns objects itself (and so takes targets as lists of dicts, with regions to ignore).
+        local_differs: whether counting on each rank alone gives other gradients where ranks have unlike numbers of objects.
         compiles: whether ``torch.compile(fullgraph=True)`` takes it; else the reason is in ``note``.
         note: anything a reader should know.
     """
@@ -47,6 +48,7 @@ class Case:
     targets: Callable[[Sequence[int]], list[Target]] = None  # type: ignore[assignment]
     box_terms: tuple[str, ...] = ("loss_box",)
     assigns: bool = True
+    local_differs: bool = True
     compiles: bool = True
     note: str = ""
 

@@ -5,8 +5,16 @@ Importing it needs PyTorch and nothing else.
 """
 
 from detloss import functional, geometry
-from detloss.assigners import ATSSAssigner, FCOSAssigner
-from detloss.criteria import ATSSLoss, Criterion, FCOSLoss, GFLLoss, MultiPartLoss
+from detloss.assigners import (
+    ATSSAssigner,
+    DynamicSoftLabelAssigner,
+    FCOSAssigner,
+    HungarianAssigner,
+    MaxIoUAssigner,
+    SimOTAAssigner,
+    TaskAlignedAssigner,
+)
+from detloss.criteria import ATSSLoss, Criterion, FCOSLoss, GFLLoss, MultiPartLoss, RetinaNetLoss
 from detloss.losses import (
     GHMC,
     GHMR,
@@ -85,6 +93,7 @@ __all__ = [
     "DIoULoss",
     "DiceLoss",
     "DistributionFocalLoss",
+    "DynamicSoftLabelAssigner",
     "EIoULoss",
     "EQLv2Loss",
     "FCOSAssigner",
@@ -97,6 +106,7 @@ __all__ = [
     "GWDLoss",
     "GaussianFocalLoss",
     "HuberLoss",
+    "HungarianAssigner",
     "InnerIoULoss",
     "IoULoss",
     "KLDLoss",
@@ -110,16 +120,20 @@ __all__ = [
     "MSELoss",
     "MaskBCELoss",
     "MaskFocalLoss",
+    "MaxIoUAssigner",
     "MultiPartLoss",
     "NWDLoss",
     "Poly1FocalLoss",
     "ProbIoULoss",
     "QualityFocalLoss",
     "RankSortLoss",
+    "RetinaNetLoss",
     "SIoULoss",
     "SeesawLoss",
     "ShapeIoULoss",
+    "SimOTAAssigner",
     "SmoothL1Loss",
+    "TaskAlignedAssigner",
     "TverskyLoss",
     "VarifocalLoss",
     "WIoULoss",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import weakref
 
 import pytest
 import torch
 from fcos_cases import HostReads, no_value_checks, random_boxes, random_targets
+from live_bytes import LiveBytes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import detloss
 from detloss.assigners import FCOSAssigner, default_regress_ranges, pad_targets
@@ -195,25 +194,6 @@ def test_every_chunk_size_gives_the_same_result() -> None:
     for chunk in (1, 2, 3, 7, 41, 42, 43, 83, 84, 85):
         part = FCOSAssigner(memory_budget=chunk * bytes_per_location)(points, targets)
         assert torch.equal(part.gt_index, whole.gt_index) and torch.equal(part.ignore, whole.ignore), chunk
-
-
-class LiveBytes(TorchDispatchMode):
-    """Largest number of bytes in storages made by operators and alive at the same time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.alive: dict[int, int] = {}
-        self.peak = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(x, Tensor) and id(x.untyped_storage()) not in self.alive:
-                storage = x.untyped_storage()
-                self.alive[id(storage)] = storage.nbytes()
-                weakref.finalize(storage, self.alive.pop, id(storage), None)
-        self.peak = max(self.peak, sum(self.alive.values()))
-        return result
 
 
 @pytest.mark.parametrize(("images", "objects"), [(2, 1000), (4, 100), (2, 1), (1, 0)])

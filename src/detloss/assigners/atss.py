@@ -90,7 +90,7 @@ class ATSSAssigner(Assigner):
         for part in chunks(objects if count else 0, bytes_each, self.memory_budget // 2):
             found = self._candidates(anchors, padded.boxes[:, part])
             allowed = found.reached & found.inside & padded.valid[:, part, None]
-            prior, owner = found.index + first, number[part].expand_as(found.index)
+            prior, owner = found.anchor + first, number[part].expand_as(found.anchor)
             claims.add(prior.flatten(), owner.flatten(), found.iou.flatten(), allowed.flatten())
         owner = claims.owner.view(images, count)
         ignore = self._in_regions(anchors, padded) & (owner < 0)
@@ -110,10 +110,10 @@ class ATSSAssigner(Assigner):
             valid = None if anchors.valid is None else anchors.valid[image : image + 1]
             anchors = replace(anchors, boxes=anchors.boxes[image : image + 1], valid=valid)
         found = self._candidates(anchors, targets.boxes[image : image + 1])
-        empty = torch.zeros(targets.valid.shape[1], anchors.boxes.shape[-2], dtype=torch.bool, device=found.index.device)
+        empty = torch.zeros(targets.valid.shape[1], anchors.boxes.shape[-2], dtype=torch.bool, device=found.anchor.device)
 
         def spread(passes: Tensor) -> Tensor:
-            return empty.scatter(1, found.index[0], passes[0])
+            return empty.scatter(1, found.anchor[0], passes[0])
 
         return {
             f"anchor among the {self.topk} nearest of a level": spread(found.usable),
@@ -147,10 +147,10 @@ class ATSSAssigner(Assigner):
         tile = self.memory_budget // 2
         if centre.device.type == "cpu" and not torch.compiler.is_compiling():
             tile = min(tile, TILE)
+        points = anchors.xy if anchors.valid is None else torch.where(anchors.valid[..., None], anchors.xy, torch.inf)
         found = []
         for stop, size in zip(accumulate(anchors.counts), anchors.counts, strict=True):
-            points = anchors.xy[..., stop - size : stop, :]
-            found.append(nearest(points, centre, min(self.topk, size), tile) + (stop - size))
+            found.append(nearest(points[..., stop - size : stop, :], centre, min(self.topk, size), tile) + (stop - size))
         return torch.cat(found, dim=-1)
 
     def _in_regions(self, anchors: Anchors, targets: PaddedTargets) -> Tensor:
@@ -163,7 +163,7 @@ class ATSSAssigner(Assigner):
 class _Candidates(NamedTuple):
     """Candidates ``[B, G, K]``: their indices, IoU, whether they are anchors at all, and the two conditions."""
 
-    index: Tensor
+    anchor: Tensor
     iou: Tensor
     usable: Tensor
     reached: Tensor
@@ -205,7 +205,7 @@ def nearest(points: Tensor, centre: Tensor, k: int, tile_bytes: int) -> Tensor:
     number = torch.arange(blocks, device=points.device)
     place = torch.arange(block, device=points.device)[:, None]
     found = [torch.zeros(*centre.shape[:1], 0, k, dtype=torch.long, device=points.device)]
-    for part in chunks(centre.shape[1], centre.shape[0] * blocks * block * 2 * points.element_size(), tile_bytes):
+    for part in chunks(centre.shape[1], centre.shape[0] * blocks * block * 3 * points.element_size(), tile_bytes):
         at = centre[:, part, None, None]
         distance = ((x.unsqueeze(-3) - at[..., 0]).square_() + (y.unsqueeze(-3) - at[..., 1]).square_()).float()
         best = _smallest(distance.amin(2), number, k)[:, :, None]

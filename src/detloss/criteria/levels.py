@@ -69,11 +69,10 @@ def map_sizes(maps: Sequence[Tensor]) -> list[tuple[int, int]]:
 
 def rows(maps: Sequence[Tensor], per_cell: int = 1) -> Tensor:
     """Maps ``[B, A·C, H, W]`` of all levels as ``[B, P, C]``: level by level, cell by cell, then the A anchors of a cell."""
-    images = maps[0].shape[0]
     if per_cell == 1:
         return torch.cat([x.flatten(2).transpose(1, 2) for x in maps], dim=1)
     split = (x.unflatten(1, (per_cell, x.shape[1] // per_cell)).permute(0, 3, 4, 1, 2) for x in maps)
-    return torch.cat([x.reshape(images, -1, x.shape[-1]) for x in split], dim=1)
+    return torch.cat([x.flatten(1, 3) for x in split], dim=1)
 
 
 def matched_labels(truth: PaddedTargets, assignment: Assignment, num_classes: int) -> Tensor:
