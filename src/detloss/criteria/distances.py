@@ -11,25 +11,31 @@ from detloss.types import Number
 __all__ = ["distribution_term", "expected_distance"]
 
 
-def expected_distance(logits: Tensor) -> Tensor:
+def expected_distance(logits: Tensor, dim: int = -1) -> Tensor:
     """Mean distance of every side: Σ_r r · softmax(x)_r over its bins r = 0…R.
 
     Source: Generalized Focal Loss, Li et al. 2020, arXiv:2006.04388.
 
     Args:
         logits: ``[..., 4·(R + 1)]``, the R + 1 bins of the left side first, then top, right and bottom; R >= 1.
+        dim: the dimension that holds the bins; 1 for maps ``[B, 4·(R + 1), H, W]``.
 
     Returns:
-        ``[..., 4]`` in bins; fp16 and bf16 logits give fp32.
+        ``[..., 4]`` in bins, maps ``[B, 4, H, W]``; fp16 and bf16 logits give fp32.
 
     >>> expected_distance(torch.zeros(1, 4 * 5))
     tensor([[2., 2., 2., 2.]])
     """
     check_float("expected_distance", "logits", logits)
-    if logits.ndim < 1 or logits.shape[-1] % 4 or logits.shape[-1] < 8:
-        raise ValueError(f"expected_distance: logits must have shape [..., 4 (R + 1)] with R >= 1; got {shape_of(logits)}")
-    shares = upcast(logits).unflatten(-1, (4, logits.shape[-1] // 4)).softmax(-1)
-    return shares @ torch.arange(shares.shape[-1], device=shares.device, dtype=shares.dtype)
+    if not -logits.ndim <= dim < logits.ndim or logits.shape[dim] % 4 or logits.shape[dim] < 8:
+        raise ValueError(
+            f"expected_distance: logits must have 4 (R + 1) entries, R >= 1, in dimension {dim}; got {shape_of(logits)}"
+        )
+    dim %= logits.ndim
+    shares = upcast(logits).unflatten(dim, (4, logits.shape[dim] // 4)).softmax(dim + 1)
+    # Not a matrix product, which autocast would compute in half precision.
+    distance = torch.arange(shares.shape[dim + 1], device=shares.device, dtype=shares.dtype)
+    return (shares * distance.view(-1, *(1,) * (shares.ndim - dim - 2))).sum(dim + 1)
 
 
 def distribution_term(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,24 @@ class Positives:
         if values.ndim == 3:
             index, filled = index.unsqueeze(-1).expand(-1, -1, values.shape[2]), filled.unsqueeze(-1)
         return torch.where(filled, values.gather(1, index), torch.zeros((), dtype=values.dtype, device=values.device))
+
+    def take_maps(self, maps: Sequence[Tensor]) -> Tensor:
+        """``take(rows(maps))``, ``[B, K, D]``, from the maps ``[B, D, H, W]`` themselves, which saves a copy of them all."""
+        found = maps[0].new_zeros(())
+        for x, cell, here in self.per_level(maps):
+            index = cell.unsqueeze(1).expand(-1, x.shape[1], -1)
+            own = x.flatten(2).gather(2, index) if x.numel() else x.sum()
+            found = found + torch.where(here.unsqueeze(1), own, torch.zeros((), dtype=x.dtype, device=x.device))
+        return found.transpose(1, 2)
+
+    def per_level(self, maps: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(map, cell, here) of every level: number of the slots' cell in the map and whether it is there; 0 elsewhere."""
+        start = 0
+        for x in maps:
+            count = x.shape[2] * x.shape[3]
+            here = self.filled & (self.index >= start) & (self.index < start + count)
+            yield x, torch.where(here, self.index - start, 0), here
+            start += count
 
     def scatter(self, values: Tensor, count: int) -> Tensor:
         """``[B, count]``: the numbers ``values [B, K]`` of the slots at their priors, 0 elsewhere."""
