@@ -125,6 +125,7 @@ def test_of_ties_the_claiming_object_or_the_best_of_the_anchor_wins() -> None:
     anchors, boxes = row([0.0, 0, 4, 4]), torch.tensor([[0.0, 0, 4, 2], [0.0, 0, 2, 2]])
     assert check([of(boxes)], anchors).gt_index.tolist() == [[1]]
     assert check([of(boxes)], anchors, low_quality="anchor").gt_index.tolist() == [[0]]
+    assert check([of(boxes)], anchors, min_pos_iou=0.25).gt_index.tolist() == [[1]]
     assert check([of(boxes)], anchors, min_pos_iou=0.3).gt_index.tolist() == [[0]]
     assert check([of(boxes)], anchors, match_low_quality=False).gt_index.tolist() == [[0]]
 

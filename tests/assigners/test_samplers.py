@@ -144,6 +144,13 @@ def test_within_an_object_every_positive_is_equally_likely() -> None:
     assert (share[10:14] - 2 / 4).abs().max() < 5 * math.sqrt(0.25 / images)
 
 
+def test_every_object_is_equally_likely_to_come_first() -> None:
+    images = 20000
+    got = BalancedSampler(2, 0.5, iou_bins=1, generator=seeded())(one_image([0] * 20 + [1, 2, 2, 2, -1], images=images))
+    chosen = torch.bincount(got.gt_index[got.positive], minlength=3).double() / images
+    assert (chosen - 1 / 3).abs().max() < 5 * math.sqrt(2 / 9 / images)
+
+
 def test_negatives_are_spread_over_bins_of_iou() -> None:
     # Bins of [0, 0.1), [0.1, 0.2) and [0.2, 0.3]: 80, 10 and 3 negatives for 15 places: 6 + 6 + 3.
     quality = torch.cat(
@@ -193,7 +200,7 @@ def test_hard_negatives_of_an_image_without_positives() -> None:
 def test_hard_examples_have_the_largest_losses_and_nan_the_smallest() -> None:
     nan, inf = float("nan"), float("inf")
     given = one_image([0, 1, 0, -1, -1, -1, -1, -2])
-    losses = torch.tensor([[1.0, nan, 2.0, 5.0, nan, inf, -inf, inf]], requires_grad=True)
+    losses = torch.tensor([[-2.0, nan, -1.0, 5.0, nan, inf, -inf, inf]], requires_grad=True)
     got = HardExampleSampler(4, 0.5)(given, losses)
     assert got.positive.tolist() == [[True, False, True, *[False] * 5]]
     assert got.negative.tolist() == [[False, False, False, True, False, True, False, False]]

@@ -151,7 +151,7 @@ class BalancedSampler(RandomSampler):
         group = torch.where(assignment.positive, own + self.iou_bins, bins)
         group = torch.where(assignment.positive | assignment.negative, group, -1)
         # Who comes first in a turn is drawn anew: the number that decided the turn is the smaller, the larger the group.
-        return self._uniform(assignment) - _turn(group, self._uniform(assignment)).clamp(max=self.num)
+        return self._uniform(assignment) - _turn(group, self._uniform(assignment))
 
     def _iou_bin(self, assignment: Assignment) -> Tensor:
         """``[B, P]`` int64 bin of the quality of every negative."""
@@ -211,9 +211,9 @@ class HardNegativeSampler(Sampler):
 
 
 def _only(assignment: Assignment, chosen: Tensor) -> Assignment:
-    """The assignment of the ``chosen [B, P]`` priors; all others are ignored."""
+    """The assignment of the ``chosen [B, P]`` positives and negatives; all others are ignored."""
     gt_index = torch.where(chosen, assignment.gt_index, -1)
-    return Assignment(gt_index, ~chosen | assignment.ignore, assignment.quality)
+    return Assignment(gt_index, ~chosen, assignment.quality)
 
 
 def _largest(candidate: Tensor, order: Tensor, limit: Tensor | int, most: int | None = None) -> Tensor:
