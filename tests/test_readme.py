@@ -99,3 +99,20 @@ def losses_table() -> str:
 def test_table_of_losses_is_the_registry() -> None:
     table = losses_table()
     assert table in README, f"the table of losses in README.md is stale; it should be\n\n{table}\n"
+
+
+def criteria_table() -> str:
+    """The table of criteria as the registry knows them."""
+    rows = ["| criterion | terms | presets |", "|---|---|---|"]
+    for name in detloss.CRITERIA:
+        cls = detloss.CRITERIA.get(name)
+        terms = ", ".join(f"`{term.name}`" for term in cls.TERMS)
+        rows.append(f"| `{name}` | {terms} | {', '.join(cls.PRESETS)} |")
+    return "\n".join(rows)
+
+
+def test_table_of_criteria_and_names_of_assigners_are_those_of_the_registries() -> None:
+    table = criteria_table()
+    assert table in README, f"the table of criteria in README.md is stale; it should be\n\n{table}\n"
+    missing = [name for name in detloss.ASSIGNERS if f"`{name}`" not in README]
+    assert not missing, f"README.md does not name the assigners {missing}"
