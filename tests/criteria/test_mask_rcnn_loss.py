@@ -8,7 +8,7 @@ import pytest
 import torch
 from criteria_cases import NUM_CLASSES, Tree
 from criteria_cases_rcnn import RPN_OPTIONS, mask_targets, rpn_maps
-from fcos_cases import random_boxes
+from fcos_cases import HostReads, no_value_checks, random_boxes
 from torch import Tensor
 
 from detloss import SmoothL1Loss
@@ -108,6 +108,16 @@ def test_a_step_from_proposals_to_gradients() -> None:
         for grad in torch.autograd.grad(losses.total_loss, [*objectness, *deltas, *heads]):
             assert torch.isfinite(grad).all()
         assert (losses["loss_mask"] > 0) == (losses["loss_box"] > 0) == (sum(counts) > 0)
+
+
+def test_a_step_without_masks_reads_no_value_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    criterion = MaskRCNNLoss(NUM_CLASSES, rpn={**RPN_OPTIONS, "sampler": None})
+    outputs, samples, targets, masks = batch(criterion)
+    positives = samples.positives
+    with no_value_checks(monkeypatch), HostReads() as reads:
+        criterion(*outputs, samples, targets)
+        criterion.mask(masks, positives, targets)
+    assert reads.found == []
 
 
 def test_explain_is_about_the_box_head_and_each_part_about_itself() -> None:

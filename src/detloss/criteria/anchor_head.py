@@ -16,7 +16,7 @@ from detloss.geometry.deltas import box_to_delta, delta_to_box
 from detloss.geometry.iou import overlap
 from detloss.types import Number
 
-__all__ = ["AnchorGrid", "GivenAnchors", "box_pair", "check_box_loss", "check_delta_weights", "iou_of_positives", "take_rows"]
+__all__ = ["AnchorGrid", "GivenAnchors", "box_pair", "check_box_loss", "check_delta_weights", "iou_of_positives"]
 
 GivenAnchors = Anchors | Tensor | Sequence[Tensor]
 
@@ -130,11 +130,6 @@ def check_box_loss(where: str, name: str, loss: nn.Module) -> None:
     box_format = getattr(loss, "box_format", "xyxy")
     if box_format != "xyxy":
         raise ValueError(f"{where}: {name} is fed corners, so its box_format must be 'xyxy'; got {box_format!r}")
-
-
-def take_rows(values: Tensor, index: Tensor) -> Tensor:
-    """Rows ``[B, S, D]`` number ``index [B, S]`` of ``values [B, P, D]``."""
-    return values.gather(1, index.unsqueeze(-1).expand(*index.shape, values.shape[-1]))
 
 
 def box_pair(

@@ -30,6 +30,14 @@ def _weights(where: str, weights: Sequence[float], like: Tensor) -> Tensor:
     return like.new_tensor([float(w) for w in weights])
 
 
+def _times(pair: Tensor, factors: Sequence[float]) -> Tensor:
+    """``pair [..., 2]`` times two numbers, which stay on the host: a tensor of them would be a copy to the device every time."""
+    first, second = factors
+    if first == second:
+        return pair if first == 1 else pair * first
+    return torch.stack((pair[..., 0] * first, pair[..., 1] * second), dim=-1)
+
+
 def box_to_delta(anchors: Tensor, boxes: Tensor, weights: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """Deltas ``[..., 4]``: (wx (x − xa)/wa, wy (y − ya)/ha, ww ln(w/wa), wh ln(h/ha)), with centres and sizes.
 
