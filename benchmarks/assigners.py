@@ -5,17 +5,15 @@
 ATSS and MaxIoU are compared with the usual dense algorithm, one image after the other, as written here; TaskAligned with the
 assigner of ultralytics, where that is installed. The results are compared first: nothing is timed that is not the same.
 Rounds are interleaved; medians with quartiles are printed, the ratio being that of the same round. Memory is how far the
-resident set of a fresh process rises above what it was before the call (Linux). At the end every registered dense
-assigner matches 1000 objects in one image, to compare its peak with its memory budget.
+resident set of a fresh process rises above what it was before the call (Linux), the median of three. At the end every
+registered dense assigner matches 1000 objects in one image, to compare its peak with its memory budget.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import multiprocessing
-import pkgutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -26,10 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-import detloss.assigners
-from detloss.assigners.atss import ATSSAssigner
-from detloss.assigners.max_iou import MaxIoUAssigner
-from detloss.assigners.task_aligned import TaskAlignedAssigner
+from detloss.assigners import ATSSAssigner, MaxIoUAssigner, TaskAlignedAssigner
 from detloss.geometry import Anchors, grid_anchors, grid_points
 from detloss.registry import ASSIGNERS
 from detloss.types import Assignment, Target
@@ -37,9 +32,6 @@ from detloss.types import Assignment, Target
 STRIDES = (8, 16, 32, 64, 128)
 MIB = 2**20
 NOT_DENSE = ("HungarianAssigner",)
-
-for module in pkgutil.iter_modules(detloss.assigners.__path__, "detloss.assigners."):
-    importlib.import_module(module.name)
 
 
 class Pair(NamedTuple):
@@ -175,8 +167,8 @@ CASES: dict[str, tuple[Callable[..., Pair], tuple[int, ...], tuple[int, ...]]] =
 def made(name: str, quick: bool) -> Pair:
     """The pair of a case, from the same random numbers in every process."""
     torch.manual_seed(0)
-    build, full, small = CASES[name]
-    return build(*(small if quick else full))
+    build, *sizes = CASES[name]
+    return build(*sizes[quick])
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -271,7 +263,10 @@ def compare(name: str, options: argparse.Namespace) -> None:
         pair.ours(), pair.peer()
     rounds = [(seconds(pair.ours), seconds(pair.peer)) for _ in range(options.rounds)]
     ours, peer = (list(side) for side in zip(*rounds, strict=True))
-    peaks = [in_fresh_process(peak_of_case, name, side, options.quick, options.threads) / MIB for side in ("ours", "peer")]
+    peaks = []
+    for side in ("ours", "peer"):
+        risen = (in_fresh_process(peak_of_case, name, side, options.quick, options.threads) for _ in range(3))
+        peaks.append(statistics.median(risen) / MIB)
     print(f"{name} beside {pair.peer_name}: the same result")
     print(f"  time    {quartiles(ours, ' ms', 1e3):30s} {quartiles(peer, ' ms', 1e3):30s}", end="")
     print(f" {quartiles([theirs / own for own, theirs in rounds], ' times as fast')}")

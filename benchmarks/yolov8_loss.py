@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ultralytics import __version__ as ultralytics_version
 from ultralytics.utils.loss import v8DetectionLoss
 
-from detloss.criteria.yolov8 import YOLOv8Loss
+from detloss import YOLOv8Loss
 
 STRIDES, BINS = (8, 16, 32), 16
 TERMS = ("loss_box", "loss_cls", "loss_dfl")  # in ultralytics' order

@@ -9,8 +9,7 @@ from criteria_cases import NUM_CLASSES, Case
 from fcos_cases import SIZES, STRIDES
 from torch import Tensor
 
-from detloss.criteria.yolov8 import YOLOv8Loss
-from detloss.criteria.yolox import YOLOXLoss
+from detloss import YOLOv8Loss, YOLOXLoss
 
 BINS = 8  # reg_max
 

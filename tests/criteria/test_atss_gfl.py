@@ -154,7 +154,5 @@ def test_bad_options(make, message: str) -> None:  # type: ignore[no-untyped-def
 
 def test_wrong_number_of_bins_says_what_is_expected() -> None:
     maps, targets = draw((1,), 0, gfl_maps)
-    with pytest.raises(
-        ValueError, match=r"bbox_preds\[0\] must have shape .* = \[1, 68, 8, 8\]; got \[1, 36, 8, 8\]"
-    ):
+    with pytest.raises(ValueError, match=r"bbox_preds\[0\] must have shape .* = \[1, 68, 8, 8\]; got \[1, 36, 8, 8\]"):
         GFLLoss(3, STRIDES)(*maps, targets)

@@ -197,7 +197,5 @@ def test_class_weights_and_smoothing_reach_the_classification() -> None:
 
 
 def test_wrong_channels_say_what_is_expected() -> None:
-    with pytest.raises(
-        ValueError, match=rf"must have shape .* = \[1, {PER_CELL * 3}, 8, 8\]; got \[1, 3, 8, 8\]"
-    ):
+    with pytest.raises(ValueError, match=rf"must have shape .* = \[1, {PER_CELL * 3}, 8, 8\]; got \[1, 3, 8, 8\]"):
         RetinaNetLoss(3, STRIDES, **SIZES)(random_levels(1, 3, torch.float32), retinanet_maps(1, torch.float32)[1], [])

@@ -11,8 +11,7 @@ from criteria_cases import pixel_targets
 from fcos_cases import SIZES, STRIDES, HostReads, Target, no_value_checks, random_targets
 from torch import Tensor, nn
 
-import detloss
-from detloss.criteria.yolov8 import YOLOv8Loss
+from detloss import Assignment, YOLOv8Loss
 
 LN2 = math.log(2)
 CERTAIN = 1e4  # a logit that leaves nothing for the others
@@ -125,10 +124,10 @@ def test_the_class_term_has_second_derivatives() -> None:
 class FixedAssigner:
     """Gives the same assignment whatever is predicted."""
 
-    def __init__(self, assignment: detloss.Assignment) -> None:
+    def __init__(self, assignment: Assignment) -> None:
         self.assignment = assignment
 
-    def __call__(self, *args: object) -> detloss.Assignment:
+    def __call__(self, *args: object) -> Assignment:
         return self.assignment
 
 
@@ -188,6 +187,21 @@ def test_nothing_waits_for_the_device_after_the_assignment(monkeypatch: pytest.M
     with no_value_checks(monkeypatch), HostReads() as reads:
         loss(*maps, targets).total_loss.backward()
     assert reads.found == []
+
+
+def test_autocast_and_the_memory_layout_change_nothing() -> None:
+    maps, targets = random_maps(2, torch.float32), random_targets([4, 3])
+    loss = make()
+    expected = loss(*maps, targets)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        lower = loss(*maps, targets)
+    moved = [[x.contiguous(memory_format=torch.channels_last) for x in kind] for kind in maps]
+    other = loss(*moved, targets)
+    for name in expected:
+        assert torch.equal(lower[name], expected[name])
+        torch.testing.assert_close(other[name], expected[name], rtol=1e-6, atol=0)
+    for a, b in zip(gradients(other.total_loss, maps), gradients(expected.total_loss, maps), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
 def test_maps_of_the_older_and_of_the_current_head() -> None:

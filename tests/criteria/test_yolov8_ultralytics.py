@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detloss.criteria.yolov8 import YOLOv8Loss
+from detloss import YOLOv8Loss
 
 theirs = pytest.importorskip("ultralytics.utils.loss")
 tal = pytest.importorskip("ultralytics.utils.tal")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fcos_cases import Target
 from torch import Tensor
 
-from detloss.criteria.yolox import YOLOXLoss
+from detloss import YOLOXLoss
 
 STRIDES, SIDE = (8, 16, 32), 128
 SIZES = tuple((SIDE // s, SIDE // s) for s in STRIDES)

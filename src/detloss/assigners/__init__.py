@@ -6,6 +6,14 @@ from detloss.assigners.dynamic_soft_label import DynamicSoftLabelAssigner
 from detloss.assigners.fcos import FCOSAssigner, default_regress_ranges
 from detloss.assigners.hungarian import HungarianAssigner
 from detloss.assigners.max_iou import MaxIoUAssigner
+from detloss.assigners.samplers import (
+    BalancedSampler,
+    HardExampleSampler,
+    HardNegativeSampler,
+    PseudoSampler,
+    RandomSampler,
+    Sampler,
+)
 from detloss.assigners.simota import SimOTAAssigner
 from detloss.assigners.targets import PaddedTargets, pad_targets
 from detloss.assigners.task_aligned import TaskAlignedAssigner
@@ -13,11 +21,17 @@ from detloss.assigners.task_aligned import TaskAlignedAssigner
 __all__ = [
     "ATSSAssigner",
     "Assigner",
+    "BalancedSampler",
     "DynamicSoftLabelAssigner",
     "FCOSAssigner",
+    "HardExampleSampler",
+    "HardNegativeSampler",
     "HungarianAssigner",
     "MaxIoUAssigner",
     "PaddedTargets",
+    "PseudoSampler",
+    "RandomSampler",
+    "Sampler",
     "SimOTAAssigner",
     "TaskAlignedAssigner",
     "default_regress_ranges",

@@ -23,7 +23,7 @@ from detloss.types import Assignment, Target
 __all__ = ["ATSSAssigner"]
 
 BLOCK = 16  # points of which first only the nearest is looked at
-TILE = 2**21  # bytes of distances that stay in the cache of a core
+TILE = 2**20  # bytes of distances that stay in the cache of a core
 PAIR_BYTES = 400  # what is alive per candidate while its overlap and its claim are computed
 
 

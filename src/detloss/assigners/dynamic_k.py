@@ -174,6 +174,11 @@ class DynamicKAssigner(Assigner):
             raise ValueError(f"{type(self).__name__}: {name} must be an integer >= 1; got {most!r}")
         self._most = most
 
+    @property
+    def _budget(self) -> int:
+        """What tensors may take: the allocator keeps about as much again."""
+        return self.memory_budget // 2
+
     def pooled(self, places: Places) -> Tensor:
         """``[B, G, P]`` bool: the prior is a candidate of the object."""
         raise TypeError(f"{type(self).__name__} must implement pooled(places)")
@@ -212,10 +217,10 @@ class DynamicKAssigner(Assigner):
         rest = torch.zeros_like(boxes[..., 0])
         pairs = Pairs(Places.of(priors, padded.boxes, xy), padded.labels, valid, counted, boxes, seen, scores, None, rest)
         gt_index = torch.full_like(counted, -1, dtype=torch.long)
-        for some in chunks(images if objects and count else 0, self._bytes_each(pairs), self.memory_budget):
+        for some in chunks(images if objects and count else 0, self._bytes_each(pairs), self._budget):
             gt_index[some] = self._match(pairs.images(some))
-        ignore = centre_in_regions(priors.xy, padded, self.memory_budget) & (gt_index < 0)
-        return Assignment(gt_index, ignore | ~counted, matched_iou(boxes, padded, gt_index, self.memory_budget))
+        ignore = centre_in_regions(priors.xy, padded, self._budget) & (gt_index < 0)
+        return Assignment(gt_index, ignore | ~counted, matched_iou(boxes, padded, gt_index, self._budget))
 
     def places(self, priors: Priors, targets: PaddedTargets, image: int) -> Places:
         """The priors and the objects of one image."""
@@ -226,7 +231,7 @@ class DynamicKAssigner(Assigner):
         """The condition that all share: a prediction that can be compared."""
         if scores is None or boxes is None:
             return {}
-        usable = finite_predictions(scores[image : image + 1], boxes[image : image + 1], self.memory_budget)
+        usable = finite_predictions(scores[image : image + 1], boxes[image : image + 1], self._budget)
         return {"location with finite predictions": usable.expand(objects, -1)}
 
     def _bytes_each(self, pairs: Pairs) -> int:
@@ -235,7 +240,7 @@ class DynamicKAssigner(Assigner):
 
     def _parts(self, pairs: Pairs) -> list[slice]:
         images, objects = pairs.valid.shape
-        return chunks(objects, images * self._bytes_each(pairs), self.memory_budget)
+        return chunks(objects, images * self._bytes_each(pairs), self._budget)
 
     def _match(self, pairs: Pairs) -> Tensor:
         """``[B, P]`` index of the object of every prior, −1 for none."""
@@ -257,10 +262,10 @@ class DynamicKAssigner(Assigner):
         def total(logits: Tensor, part: slice) -> Tensor:
             return fold_sum(self.negative(logits, None if pairs.objectness is None else pairs.objectness[:, part, None]))
 
-        usable = pairs.usable & finite_predictions(pairs.scores, pairs.boxes, self.memory_budget, pairs.kept)
+        usable = pairs.usable & finite_predictions(pairs.scores, pairs.boxes, self._budget, pairs.kept)
         if pairs.objectness is not None:
             usable = usable & pairs.objectness.isfinite()
-        return pairs._replace(usable=usable, rest=over_classes(pairs.scores, total, self.memory_budget, pairs.kept))
+        return pairs._replace(usable=usable, rest=over_classes(pairs.scores, total, self._budget, pairs.kept))
 
     def _compete(self, pairs: Pairs) -> Tensor:
         most = min(self._most, pairs.usable.shape[1])

@@ -20,6 +20,7 @@ __all__ = ["FCOSAssigner", "default_regress_ranges"]
 RegressRanges = Sequence[tuple[float, float]]
 RangeBounds = Literal["closed", "open", "half_open"]
 RANGE_BOUNDS = ("closed", "open", "half_open")
+TEMPORARIES = 14  # numbers per location and object alive at once: about six in tensors, as many again held by the allocator
 
 
 def default_regress_ranges(strides: Sequence[Number]) -> tuple[tuple[float, float], ...]:
@@ -90,8 +91,7 @@ class FCOSAssigner(Assigner):
         low, high = (priors.per_level(bounds) for bounds in zip(*self.ranges_of(priors), strict=True))
         order, ordered, valid = _by_area(padded)
         chosen = torch.full((images, count), -1, dtype=torch.long, device=priors.xy.device)
-        # About six temporaries of [B, chunk, G] numbers are alive at once.
-        for part in chunks(count if objects else 0, images * objects * 6 * ordered.element_size(), self.memory_budget):
+        for part in chunks(count if objects else 0, images * objects * TEMPORARIES * ordered.element_size(), self.memory_budget):
             candidate = valid[:, None].expand(-1, part.stop - part.start, -1)
             for passes in self._passes(priors.xy[part], priors.stride[part], low[part], high[part], ordered).values():
                 candidate = candidate & passes

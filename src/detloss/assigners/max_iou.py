@@ -22,7 +22,7 @@ LOW_QUALITY = ("gt", "anchor")
 # Areas stay finite in float32 up to here.
 COORDINATE_LIMIT = 1e15
 # Tiles of this many bytes stay in the cache of a CPU core between operations.
-CACHE_BYTES = 4 * 2**20
+CACHE_BYTES = 8 * 2**20
 
 
 @ASSIGNERS.register_module(

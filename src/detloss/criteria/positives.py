@@ -34,10 +34,10 @@ class Positives:
 
     def take_maps(self, maps: Sequence[Tensor]) -> Tensor:
         """``take(rows(maps))``, ``[B, K, D]``, from the maps ``[B, D, H, W]`` themselves, which saves a copy of them all."""
-        found = maps[0].new_zeros(())
+        found = maps[0].new_zeros(len(self.index), maps[0].shape[1], self.index.shape[1])
         for x, cell, here in self.per_level(maps):
             index = cell.unsqueeze(1).expand(-1, x.shape[1], -1)
-            own = x.flatten(2).gather(2, index) if x.numel() else x.sum()
+            own = x.flatten(2).gather(2, index) if x.shape[2] * x.shape[3] else x.sum()
             found = found + torch.where(here.unsqueeze(1), own, torch.zeros((), dtype=x.dtype, device=x.device))
         return found.transpose(1, 2)
 

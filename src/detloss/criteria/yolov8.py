@@ -175,7 +175,7 @@ class YOLOv8Loss(Criterion):
         maps = {"cls_scores": cls_scores, "bbox_preds": bbox_preds}
         check_maps("YOLOv8Loss", maps, {"cls_scores": self.num_classes, "bbox_preds": 4 * self.reg_max}, self.strides)
         scores = torch.cat([x.detach().flatten(2) for x in cls_scores], 2).transpose(1, 2)
-        distances = torch.cat([expected_distance(x.detach(), 1).flatten(2) for x in bbox_preds], 2).transpose(1, 2)
+        distances = torch.cat([_distances(x.detach()) for x in bbox_preds], 2).transpose(1, 2)
         sizes, dtype = map_sizes(cls_scores), distances.dtype
         points = grid_points(sizes, self.strides[: len(sizes)], device=scores.device, dtype=dtype)
         truth = pad_targets(targets, distances, self.num_classes)
@@ -229,6 +229,12 @@ class YOLOv8Loss(Criterion):
         objects = positives.take(matched_rows(matched.truth.boxes, matched.assignment))
         xy, stride = points.xy[positives.index], points.stride[positives.index].unsqueeze(-1)
         return torch.where(positives.filled.unsqueeze(-1), box_to_distance(xy, objects) / stride, 0.0).flatten(0, 1)
+
+
+def _distances(bins: Tensor) -> Tensor:
+    """``[B, 4, H·W]`` distances in strides of maps; image by image on a CPU, where temporaries then stay in the cache."""
+    parts = bins.split(1) if bins.device.type == "cpu" else (bins,)
+    return torch.cat([expected_distance(part, 1) for part in parts]).flatten(2)
 
 
 def _around_point(distances: Tensor) -> Tensor:
