@@ -6,17 +6,13 @@ from typing import Any
 
 import torch
 from criteria_cases import NUM_CLASSES, Case
-from fcos_cases import SIZES, STRIDES
+from criteria_cases_atss import random_levels
+from fcos_cases import STRIDES
 from torch import Tensor
 
 from detloss import YOLOv8Loss, YOLOXLoss
 
 BINS = 8  # reg_max
-
-
-def random_levels(images: int, channels: int, dtype: torch.dtype, spread: float = 1.0) -> list[Tensor]:
-    """One map per level with normal numbers."""
-    return [(torch.randn(images, channels, h, w) * spread).to(dtype).requires_grad_() for h, w in SIZES]
 
 
 def yolov8_maps(images: int, dtype: torch.dtype) -> tuple[list[Tensor], ...]:
