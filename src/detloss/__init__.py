@@ -4,6 +4,8 @@ Losses behind one small API, the target assignment that feeds them, and whole cr
 Importing it needs PyTorch and nothing else.
 """
 
+from typing import TYPE_CHECKING
+
 from detloss import functional, geometry
 from detloss.assigners import (
     ATSSAssigner,
@@ -89,7 +91,25 @@ from detloss.registry import ASSIGNERS, CRITERIA, LOSSES, build, list_losses
 from detloss.types import Assignment, LossDict
 from detloss.values import set_value_checks
 
+if TYPE_CHECKING:
+    from detloss.compat.patches import Patch
+
 __version__ = "0.1.0"
+
+
+def patch(framework: str) -> "Patch":
+    """Let an installed framework compute its losses and assignments here; see :func:`detloss.compat.patches.patch`."""
+    from detloss.compat.patches import patch as apply
+
+    return apply(framework)
+
+
+def unpatch(framework: str | None = None) -> None:
+    """Put the original functions of a framework back, or of all; see :func:`detloss.compat.patches.unpatch`."""
+    from detloss.compat.patches import unpatch as remove
+
+    remove(framework)
+
 
 __all__ = [
     "ASSIGNERS",
@@ -175,6 +195,8 @@ __all__ = [
     "geometry",
     "global_count",
     "list_losses",
+    "patch",
     "reduce_loss",
     "set_value_checks",
+    "unpatch",
 ]
