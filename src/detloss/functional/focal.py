@@ -27,7 +27,7 @@ from detloss.reduction import check_reduction, mute, reduce_loss
 from detloss.types import ClassWeights, Number, Reduction
 from detloss.values import check_unit_interval
 
-__all__ = ["as_logits", "power", "sigmoid_focal_loss", "softmax_focal_loss"]
+__all__ = ["alpha_factors", "as_logits", "power", "sigmoid_focal_loss", "softmax_focal_loss"]
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
@@ -47,7 +47,7 @@ def as_logits(where: str, pred: Tensor, activated: bool) -> Tensor:
     return torch.logit(pred, eps=torch.finfo(pred.dtype).eps)
 
 
-def _alpha(
+def alpha_factors(
     where: str, alpha: float | Sequence[float] | Tensor | None, pred: Tensor
 ) -> tuple[Tensor | float | None, Tensor | float | None]:
     """Factors of positives and negatives: α and 1 − α, per class when ``alpha`` is a sequence, ``None`` without."""
@@ -107,7 +107,7 @@ def sigmoid_focal_loss(
     indexed = is_class_index(where, pred, target)
     pred = as_logits(where, mute(where, upcast(pred), weight, pred.shape), activated)
     per_class = class_weights(where, "class_weight", class_weight, pred)
-    high, low = _alpha(where, alpha, pred)
+    high, low = alpha_factors(where, alpha, pred)
     if indexed:
         found = class_index(where, pred, target, ignore_index, background=True)
         pred = torch.where(found.valid, pred, 0.0)
@@ -176,7 +176,7 @@ def softmax_focal_loss(
     if pred.ndim not in (2, 4):
         raise ValueError(f"{where}: logits must be [N, C] or [B, C, H, W]; got {shape_of(pred)}")
     pred = mute(where, upcast(pred), weight, pred.shape[:1] + pred.shape[2:], reduced_dim=CLASS_DIM)
-    factor = _times(torch.ones_like(pred[:1]), _alpha(where, alpha, pred)[0])
+    factor = _times(torch.ones_like(pred[:1]), alpha_factors(where, alpha, pred)[0])
     factor = _times(factor, class_weights(where, "class_weight", class_weight, pred))
     if indexed:
         found = class_index(where, pred, target, ignore_index, background=False)
