@@ -8,13 +8,13 @@ column; the own column of each row comes ready made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["LinearGradients", "TileRows", "linear_tiles", "own_logits", "sum_dtype"]
+__all__ = ["LinearGradients", "TileRows", "empty_gradients", "linear_tiles", "own_logits", "sum_dtype", "widest"]
 
 BUFFERS = 4
 ROWS_PER_TILE = 1024
@@ -73,6 +73,8 @@ def _steps(rows: int, classes: int, itemsize: int, memory_budget: int) -> tuple[
 def own_logits(features: Tensor, weight: Tensor, bias: Tensor | None, rows: Tensor, column: Tensor) -> Tensor:
     """Logit ``[N]`` of every row's own class, x · w_c + b_c; 0 where ``rows`` is false."""
     logits = torch.zeros(column.shape, dtype=sum_dtype(features), device=features.device)
+    if not len(weight):
+        return logits
     views = row_views(features)
     for view, part, place in _blocks([len(v) for v in views], ROWS_PER_TILE):
         x = torch.where(rows[place, None], views[view][part].to(logits.dtype), 0.0)
@@ -156,7 +158,7 @@ def linear_tiles(
     column_factor: Tensor | None,
     *,
     gamma: float,
-    needs: tuple[bool, bool, bool],
+    needs: Sequence[bool],
     product_dtype: torch.dtype,
     memory_budget: int,
 ) -> tuple[Tensor, LinearGradients]:
@@ -178,7 +180,10 @@ def linear_tiles(
     """
     dtype, classes = sum_dtype(features), len(weight)
     row_step, column_step = _steps(len(rows.column), classes, dtype.itemsize, memory_budget)
-    grads = _empty_gradients(features, weight, bias, needs, dtype)
+    grads = empty_gradients(features, weight, bias, needs, dtype)
+    for empty in grads:
+        if empty is not None:
+            empty.zero_()
     views = row_views(features)
     grad_views = [] if grads.features is None else row_views(grads.features)
     tile = _Tile(row_step * column_step, features, product_dtype)
@@ -223,16 +228,16 @@ def _one_tile(
     return total, gradient.scatter_(1, own, torch.where(inside, rows.own_gradient[:, None], gradient.gather(1, own)))
 
 
-def _empty_gradients(
-    features: Tensor, weight: Tensor, bias: Tensor | None, needs: tuple[bool, bool, bool], dtype: torch.dtype
+def empty_gradients(
+    features: Tensor, weight: Tensor, bias: Tensor | None, needs: Sequence[bool], dtype: torch.dtype
 ) -> LinearGradients:
-    """Zeros to add the products to."""
-    layout = torch.channels_last if features.ndim == 4 and not features.is_contiguous() else torch.contiguous_format
-    zeros = torch.empty(features.shape, dtype=dtype, device=features.device, memory_format=layout).zero_() if needs[0] else None
+    """Memory for the gradients asked for; that of features is dense, so that its rows are views."""
+    last = features.ndim == 4 and features.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
     return LinearGradients(
-        zeros,
-        torch.zeros_like(weight, dtype=dtype) if needs[1] else None,
-        torch.zeros_like(bias, dtype=dtype) if needs[2] and bias is not None else None,
+        torch.empty_like(features, dtype=dtype, memory_format=layout) if needs[0] else None,
+        torch.empty_like(weight, dtype=dtype, memory_format=torch.contiguous_format) if needs[1] else None,
+        torch.empty_like(bias, dtype=dtype) if needs[2] and bias is not None else None,
     )
 
 
