@@ -19,13 +19,17 @@ from detloss.checks import check_non_negative, upcast
 from detloss.functional.targets import (
     CLASS_DIM,
     ClassIndex,
+    as_targets,
     class_index,
     class_weights,
     dense_target,
+    flat,
     is_class_index,
     of_own_class,
     put_positive,
 )
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.reduction import check_reduction, mute, reduce_loss
 from detloss.types import ClassWeights, Number, Reduction
 
@@ -150,9 +154,15 @@ def binary_cross_entropy_loss(
     check_smoothing(where, label_smoothing)
     check_reduction(where, reduction, avg_factor)
     indexed = is_class_index(where, pred, target)
-    pred = mute(where, upcast(pred), weight, pred.shape)
     per_class = class_weights(where, "class_weight", class_weight, pred)
-    if indexed:
+    if indexed and avg_non_ignore:
+        valid = (target != ignore_index).unsqueeze(CLASS_DIM).expand_as(pred)
+        avg_factor = count_valid(valid, reduction, avg_factor)
+
+    def formula(pred: Tensor) -> Tensor:
+        if not indexed:
+            soft = dense_target(where, pred, target) * (1 - label_smoothing) + label_smoothing / 2
+            return binary_cross_entropy(pred, soft, per_class)
         found = class_index(where, pred, target, ignore_index, background=True)
         pred = torch.where(found.valid, pred, 0.0)
         own, own_weight = of_own_class(pred, found), None if per_class is None else of_own_class(per_class, found)
@@ -161,10 +171,10 @@ def binary_cross_entropy_loss(
             binary_cross_entropy(own, 1 - label_smoothing / 2, own_weight),
             found,
         )
-        loss = torch.where(found.valid, loss, 0.0)
-        if avg_non_ignore:
-            avg_factor = count_valid(found.valid.expand_as(loss), reduction, avg_factor)
-    else:
-        soft = dense_target(where, pred, target) * (1 - label_smoothing) + label_smoothing / 2
-        loss = binary_cross_entropy(pred, soft, per_class)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+        return torch.where(found.valid, loss, 0.0)
+
+    call = Call(
+        "binary_cross_entropy", pred, **as_targets(target, indexed), weight=weight, class_weight=flat(per_class),
+        ignore_index=ignore_index, numbers=(label_smoothing,),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

@@ -16,13 +16,17 @@ from detloss.functional.classification import binary_cross_entropy, check_smooth
 from detloss.functional.targets import (
     CLASS_DIM,
     ClassIndex,
+    as_targets,
     class_index,
     class_weights,
     dense_target,
+    flat,
     is_class_index,
     of_own_class,
     put_positive,
 )
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.reduction import check_reduction, mute, reduce_loss
 from detloss.types import ClassWeights, Number, Reduction
 from detloss.values import check_unit_interval
@@ -69,6 +73,11 @@ def _times(loss: Tensor, factor: Tensor | float | None) -> Tensor:
     return loss if factor is None else loss * factor
 
 
+def _number(factor: Tensor | float | None) -> float:
+    """A factor that is one for all classes; 1 where there is none or one per class."""
+    return factor if isinstance(factor, float) else 1.0
+
+
 def sigmoid_focal_loss(
     pred: Tensor,
     target: Tensor,
@@ -105,10 +114,17 @@ def sigmoid_focal_loss(
     check_smoothing(where, label_smoothing)
     check_reduction(where, reduction, avg_factor)
     indexed = is_class_index(where, pred, target)
-    pred = as_logits(where, mute(where, upcast(pred), weight, pred.shape), activated)
     per_class = class_weights(where, "class_weight", class_weight, pred)
     high, low = alpha_factors(where, alpha, pred)
-    if indexed:
+
+    def formula(pred: Tensor) -> Tensor:
+        pred = as_logits(where, pred, activated)
+        if not indexed:
+            y = dense_target(where, pred, target)
+            entropy = binary_cross_entropy(pred, y * (1 - label_smoothing) + label_smoothing / 2, per_class)
+            missing = y * (-pred).sigmoid() + (1 - y) * pred.sigmoid()
+            loss = power(missing, gamma) * entropy
+            return loss if high is None or low is None else loss * (high * y + low * (1 - y))
         found = class_index(where, pred, target, ignore_index, background=True)
         pred = torch.where(found.valid, pred, 0.0)
         negative = power(pred.sigmoid(), gamma) * binary_cross_entropy(pred, label_smoothing / 2, per_class)
@@ -117,15 +133,13 @@ def sigmoid_focal_loss(
         own_alpha = of_own_class(high, found) if isinstance(high, Tensor) else high
         positive = power((-own).sigmoid(), gamma) * binary_cross_entropy(own, 1 - label_smoothing / 2, own_weight)
         loss = put_positive(_times(negative, low), _times(positive, own_alpha), found)
-        loss = torch.where(found.valid, loss, 0.0)
-    else:
-        y = dense_target(where, pred, target)
-        entropy = binary_cross_entropy(pred, y * (1 - label_smoothing) + label_smoothing / 2, per_class)
-        missing = y * (-pred).sigmoid() + (1 - y) * pred.sigmoid()
-        loss = power(missing, gamma) * entropy
-        if high is not None and low is not None:
-            loss = loss * (high * y + low * (1 - y))
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+        return torch.where(found.valid, loss, 0.0)
+
+    call = Call(
+        "sigmoid_focal", pred, **as_targets(target, indexed), weight=weight, class_weight=flat(per_class), alpha=flat(high),
+        ignore_index=ignore_index, numbers=(gamma, _number(high), _number(low), label_smoothing),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=not activated)
 
 
 def _odds_against(pred: Tensor, target: ClassIndex) -> Tensor:

@@ -1,0 +1,58 @@
+// The calls that the library answers, as its instruction-set-specific parts see them. Plain C++ and OpenMP: no torch, no Python.
+
+#ifndef DETLOSS_KERNELS_H
+#define DETLOSS_KERNELS_H
+
+#include "platform.h"
+
+#include <cstddef>
+#include <cstdint>
+
+namespace detloss {
+
+enum Type { F32 = 0, BF16 = 1, F16 = 2 };
+enum Spread { NONE = 0, POSITION = 1, ELEMENT = 2 };  // one number per position [O, I], or per element [O, C, I]
+
+constexpr int64_t TILE = 2048;  // numbers of a tile: a few buffers of it stay in the first-level cache
+
+// Losses of logits x[O, C, I] where every class is on its own.
+struct Sigmoid {
+  enum Op { FOCAL = 0, QUALITY = 1, VARIFOCAL = 2 };
+  const void* x;
+  const int64_t* index;   // [O, I], or null: dense target
+  const void* target;     // [O, C, I]
+  const float* score;     // [O, I], or null: 1
+  const float* weight;    // by weight_spread
+  const float* upstream;  // by upstream_spread; null: 1
+  const float* class_weight;  // [C] or null
+  const float* alpha;         // [C] or null
+  void* grad;             // like x, or null
+  float* out;             // by out_spread, or null
+  int64_t outer, classes, inner, ignore;
+  int32_t type, target_type, weight_spread, upstream_spread, out_spread, op, weigh_by_quality;
+  float gamma, positive, negative, smoothing, scale;
+};
+
+// What a range of work units adds up to.
+struct Partial {
+  double sum;
+  int32_t bad;  // a target was outside its range
+};
+
+// The entry points of one instruction set.
+struct InstructionSet {
+  const char* name;
+  void (*sigmoid)(const Sigmoid&, int64_t begin, int64_t end, Partial&);
+};
+
+int64_t units(const Sigmoid&);
+int64_t numbers_per_unit(const Sigmoid&);
+
+extern const InstructionSet BASE;
+#ifdef DETLOSS_X86
+extern const InstructionSet AVX2, AVX512;
+#endif
+
+}  // namespace detloss
+
+#endif

@@ -1,0 +1,91 @@
+// The functions that Python calls: choice of the instruction set, division of the work over threads.
+
+#include "kernels.h"
+
+#include <vector>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace detloss {
+
+static const InstructionSet* widest() {
+#ifdef DETLOSS_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl"))
+    return &AVX512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &AVX2;
+#endif
+  return &BASE;
+}
+
+static const InstructionSet* chosen = widest();
+
+constexpr int64_t CHUNK = 1 << 16;  // numbers per piece of work; fixed, so that sums do not depend on the threads
+
+// Runs all units in pieces and adds up the pieces in their order.
+template <class Call>
+static Partial run(const Call& call, void (*kernel)(const Call&, int64_t, int64_t, Partial&), int threads) {
+  const int64_t count = units(call), grain = 1 + (CHUNK - 1) / numbers_per_unit(call), pieces = (count + grain - 1) / grain;
+  std::vector<Partial> partial(size_t(pieces), Partial{0.0, 0});
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && pieces > 1)
+  for (int64_t i = 0; i < pieces; i++) {
+    const int64_t end = (i + 1) * grain;
+    kernel(call, i * grain, end < count ? end : count, partial[size_t(i)]);
+  }
+  Partial total{0.0, 0};
+  for (const Partial& p : partial) {
+    total.sum += p.sum;
+    total.bad |= p.bad;
+  }
+  return total;
+}
+
+int64_t units(const Sigmoid& a) {
+  if (a.inner > 1) return a.outer * ((a.inner + TILE - 1) / TILE);
+  const int64_t rows = a.classes <= TILE ? TILE / a.classes : 1;
+  return (a.outer + rows - 1) / rows;
+}
+
+int64_t numbers_per_unit(const Sigmoid& a) {
+  if (a.inner > 1) return a.classes * (a.inner < TILE ? a.inner : TILE);
+  return a.classes <= TILE ? TILE : a.classes;
+}
+
+}  // namespace detloss
+
+using namespace detloss;
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+// Version of the calls below; the Python side refuses a library of another one.
+EXPORT int detloss_version() { return 1; }
+
+EXPORT const char* detloss_instruction_set() { return chosen->name; }
+
+// 0 any machine, 1 AVX2, 2 AVX-512, for tests; returns 0 when this machine has it not.
+EXPORT int detloss_choose(int set) {
+  const InstructionSet* best = widest();
+  const InstructionSet* wanted = &BASE;
+#ifdef DETLOSS_X86
+  wanted = set == 2 ? &AVX512 : set == 1 ? &AVX2 : &BASE;
+  if ((wanted == &AVX512 && best != &AVX512) || (wanted == &AVX2 && best == &BASE)) return 0;
+#else
+  if (set != 0) return 0;
+#endif
+  (void)best;
+  chosen = wanted;
+  return 1;
+}
+
+EXPORT int detloss_sigmoid(const Sigmoid* call, int threads, double* sum) {
+  const Partial total = run(*call, chosen->sigmoid, threads);
+  *sum = total.sum;
+  return total.bad;
+}
+
+}
