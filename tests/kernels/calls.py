@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from detloss import functional as F
+from detloss.geometry.boxes import convert_boxes
 from detloss.kernels.contract import Backend, Call, loss_shape
 
 __all__ = ["Pair", "check", "pairs", "poisoned"]
@@ -61,7 +62,9 @@ def _class_pairs(
         index, dense = _index(places, background), torch.rand(shape, generator=_generator(3))
         score = torch.rand(places, generator=_generator(4))
         dense.view(-1)[:4], score.view(-1)[:2] = torch.tensor([0.0, 1.0, 1.0, 0.0]), torch.tensor([1.0, 0.0])
-        weight = _weight(places if form == "rows" or call["op"] not in ("sigmoid_focal", "binary_cross_entropy", "varifocal") else shape)
+        weight = _weight(
+            places if form == "rows" or call["op"] not in ("sigmoid_focal", "binary_cross_entropy", "varifocal") else shape
+        )
         targets: dict[str, tuple[Any, dict[str, Tensor]]] = {
             "i": (index, {"index": index}), "s": ((index, score), {"index": index, "score": score}), "d": (dense, {"target": dense})
         }  # fmt: skip
@@ -85,7 +88,9 @@ def _pairs_of_classes() -> Iterator[Pair]:
     bce: dict[str, Any] = {"op": "binary_cross_entropy", "numbers": (0.0,)}
     yield from _class_pairs("bce", F.binary_cross_entropy_loss, True, {}, bce, "id")
     options = {"class_weight": PER_CLASS, "label_smoothing": 0.2}
-    yield from _class_pairs("bce", F.binary_cross_entropy_loss, True, options, bce | {"numbers": (0.2,), "class_weight": PER_CLASS}, "id")
+    yield from _class_pairs(
+        "bce", F.binary_cross_entropy_loss, True, options, bce | {"numbers": (0.2,), "class_weight": PER_CLASS}, "id"
+    )
     for beta in (2.0, 1.0, 1.5):
         call = {"op": "quality_focal", "numbers": (beta,)}
         yield from _class_pairs("qfl", F.quality_focal_loss, True, {"beta": beta}, call, "sd")
@@ -107,7 +112,14 @@ def _pairs_of_numbers() -> Iterator[Pair]:
         ("l1", F.l1_loss, ()), ("mse", F.mse_loss, ()), ("smooth_l1", partial(F.smooth_l1_loss, beta=0.5), (0.5,)),
         ("binary_cross_entropy", F.binary_cross_entropy_loss, (0.0,)), ("varifocal", F.varifocal_loss, (0.75, 2.0, 1.0)),
     ):  # fmt: skip
-        for shape, weight in (((301, 4), None), ((301, 4), (301,)), ((301, 4), (301, 4)), ((3, 5, 7), (3, 5)), ((1100,), None), ((9, 5), ())):
+        for shape, weight in (
+            ((301, 4), None),
+            ((301, 4), (301,)),
+            ((301, 4), (301, 4)),
+            ((3, 5, 7), (3, 5)),
+            ((1100,), None),
+            ((9, 5), ()),
+        ):
             pred, target = torch.randn(shape, generator=_generator()), torch.rand(shape, generator=_generator(1))
             target.view(-1)[0] = pred.view(-1)[0] = 0.0
             w = None if weight is None else torch.tensor(0.5) if weight == () else _weight(weight)
@@ -122,9 +134,45 @@ def _pairs_of_numbers() -> Iterator[Pair]:
         yield Pair(f"distribution_focal-{bins}", call, reference)
 
 
+def _boxes(number: int) -> tuple[Tensor, Tensor]:
+    """Predictions and targets as corners: near, far, nested, touching, equal in a side, identical, without area, inverted."""
+    centre, size = torch.rand(number, 2, generator=_generator()) * 400, torch.rand(number, 2, generator=_generator(1)) * 90 + 2
+    target = torch.cat((centre - size / 2, centre + size / 2), 1)
+    pred = target + torch.randn(number, 4, generator=_generator(2)) * 9
+    pred[: number // 4] += 300
+    special = torch.tensor(
+        [[0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 4, 4], [1, 1, 3, 3], [0, 0, 9, 9], [5, 5, 5, 5], [5, 5, 5, 5],
+         [4, 4, 0, 0], [4, 0, 0, 4], [0, 0, 0, 4], [0, 0, 1e6, 1e-3]],
+    )  # fmt: skip
+    others = torch.tensor(
+        [[0, 0, 4, 4], [0, 0, 4, 2], [0, 0, 2, 4], [4, 0, 8, 4], [0, 0, 4, 4], [1, 1, 3, 3], [5, 5, 5, 5], [4, 4, 6, 6],
+         [0, 0, 4, 4], [0, 0, 4, 4], [0, 0, 0, 4], [0, 0, 1e6, 2e-3]],
+    )  # fmt: skip
+    return torch.cat((special, pred)), torch.cat((others, target))
+
+
+def _pairs_of_boxes() -> Iterator[Pair]:
+    pred, target = _boxes(140)
+    eps = 1e-6
+    for op, function, numbers, options in (
+        ("iou", F.iou_loss, (0.0,), {"mode": "linear"}), ("iou", F.iou_loss, (1.0,), {"mode": "square"}), ("iou", F.iou_loss, (2.0,), {}),
+        ("giou", F.giou_loss, (), {}), ("diou", F.diou_loss, (), {}), ("ciou", F.ciou_loss, (-1.0,), {}),
+        ("ciou", F.ciou_loss, (0.5,), {"alpha_threshold": 0.5}), ("eiou", F.eiou_loss, (), {}), ("siou", F.siou_loss, (4.0,), {}),
+        ("siou", F.siou_loss, (1.0,), {"theta": 1.0}), ("siou", F.siou_loss, (2.5,), {"theta": 2.5}),
+    ):  # fmt: skip
+        forms = enumerate(("xyxy", "xywh", "cxcywh")) if op in ("giou", "siou") else [(0, "xyxy")]
+        for number, form in forms:
+            for scale in (1.0, 1e-3) if number == 0 else (1.0,):
+                weight = None if number else _weight(pred.shape[:1])
+                p, t = (convert_boxes(x * scale, "xyxy", form) for x in (pred, target))
+                call = Call(op, p, target=t, weight=weight, numbers=(eps, float(number), *numbers))
+                reference = partial(function, target=t, weight=weight, eps=eps, box_format=form, reduction="none", **options)
+                yield Pair(f"{op}-{form}-{scale}", call, reference)
+
+
 def pairs() -> list[Pair]:
     """All calls, with unique names."""
-    made = [*_pairs_of_classes(), *_pairs_of_numbers()]
+    made = [*_pairs_of_classes(), *_pairs_of_numbers(), *_pairs_of_boxes()]
     return [replace(pair, id=f"{pair.id}-{number}") for number, pair in enumerate(made)]
 
 

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.triton_backend import coordinates, distribution, sigmoid, softmax
+from detloss.kernels.triton_backend import boxes, coordinates, distribution, sigmoid, softmax
 from detloss.kernels.triton_backend.sums import finished, rescaled
 
 __all__ = ["BACKEND", "Triton"]
 
-_FAMILIES: dict[str, ModuleType] = {op: family for family in (sigmoid, softmax, distribution, coordinates) for op in family.OPS}
+_FAMILIES: dict[str, ModuleType] = {
+    op: family for family in (sigmoid, softmax, distribution, coordinates, boxes) for op in family.OPS
+}
 
 
 def _interpreted() -> bool:

@@ -33,7 +33,9 @@ def coordinate_rows(
     row = first + ((start - first * C).to(tl.int32) + tl.arange(0, BLOCK)) // C
     at = start + tl.arange(0, BLOCK)
     mask = at < n
-    difference = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - tl.load(target + at, mask=mask, other=0.0).to(tl.float32)
+    difference = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32) - tl.load(target + at, mask=mask, other=0.0).to(
+        tl.float32
+    )
     w, up, counts = 1.0, 1.0, mask
     if W != 0:
         w = tl.load(weight + (row if W == POSITION else at), mask=mask, other=0.0)

@@ -25,7 +25,14 @@ def refuses(call: Call) -> str | None:
 
 def _numbers(call: Call) -> dict[str, Any]:
     """The numbers of an operation by the names of the kernels' arguments."""
-    numbers: dict[str, Any] = {"OP": "focal", "GAMMA": 0.0, "positive": 1.0, "negative": 1.0, "SMOOTHING": 0.0, "BY_QUALITY": False}
+    numbers: dict[str, Any] = {
+        "OP": "focal",
+        "GAMMA": 0.0,
+        "positive": 1.0,
+        "negative": 1.0,
+        "SMOOTHING": 0.0,
+        "BY_QUALITY": False,
+    }
     if call.op == "sigmoid_focal":
         given: dict[str, Any] = dict(zip(("GAMMA", "positive", "negative", "SMOOTHING"), call.numbers, strict=True))
     elif call.op == "binary_cross_entropy":

@@ -45,7 +45,9 @@ def _share(
 
 
 @triton.jit
-def _statistics(x_ptr: Any, base: Any, t: Any, mask: Any, step: Any, C: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr) -> Any:
+def _statistics(
+    x_ptr: Any, base: Any, t: Any, mask: Any, step: Any, C: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr
+) -> Any:
     """Maximum, sum of e^(x − maximum) and the part of that sum that is not the own class's, of every position."""
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     everything, others = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
@@ -136,7 +138,21 @@ def softmax_positions(
             tile = mask[:, None] & (c < C)[None, :]
             at = base[:, None] + (c * step)[None, :]
             cell, g, _ = _cells(
-                x_ptr, target, class_weight, alpha, at, t, c, tile, largest, everything, own_missing, own_cost, C, GAMMA, SMOOTHING
+                x_ptr,
+                target,
+                class_weight,
+                alpha,
+                at,
+                t,
+                c,
+                tile,
+                largest,
+                everything,
+                own_missing,
+                own_cost,
+                C,
+                GAMMA,
+                SMOOTHING,
             )
             loss += tl.sum(cell, 1)
             total += tl.sum(g, 1)
