@@ -13,6 +13,7 @@ namespace detloss {
 enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Spread { NONE = 0, POSITION = 1, ELEMENT = 2 };  // one number per position [O, I], or per element [O, C, I]
 
+constexpr int64_t BOXES = 256;  // boxes of a tile
 constexpr int64_t TILE = 2048;  // numbers of a tile: a few buffers of it stay in the first-level cache
 
 // Losses of logits x[O, C, I] where every class is on its own.
@@ -33,6 +34,20 @@ struct Sigmoid {
   float gamma, positive, negative, smoothing, scale;
 };
 
+enum Format { XYXY = 0, XYWH = 1, CXCYWH = 2 };
+
+// Losses of aligned rows of boxes.
+struct Boxes {
+  enum Kind { LINEAR = 0, SQUARE = 1, LOG = 2, GIOU = 3, DIOU = 4, CIOU = 5, EIOU = 6, SIOU = 7 };
+  const void *pred, *target;  // [rows, 4]
+  const float *weight, *upstream;  // [rows] or null
+  void* grad;  // like pred, or null
+  float* out;  // [rows] or null
+  int64_t rows;
+  int32_t type, target_type, kind, format;
+  float eps, extra, scale;
+};
+
 // What a range of work units adds up to.
 struct Partial {
   double sum;
@@ -43,10 +58,14 @@ struct Partial {
 struct InstructionSet {
   const char* name;
   void (*sigmoid)(const Sigmoid&, int64_t begin, int64_t end, Partial&);
+  void (*boxes)(const Boxes&, int64_t begin, int64_t end, Partial&);
 };
 
+// How a call is divided: units of work, and how many numbers each has.
 int64_t units(const Sigmoid&);
 int64_t numbers_per_unit(const Sigmoid&);
+int64_t units(const Boxes&);
+int64_t numbers_per_unit(const Boxes&);
 
 extern const InstructionSet BASE;
 #ifdef DETLOSS_X86

@@ -54,6 +54,9 @@ int64_t numbers_per_unit(const Sigmoid& a) {
   return a.classes <= TILE ? TILE : a.classes;
 }
 
+int64_t units(const Boxes& a) { return (a.rows + BOXES - 1) / BOXES; }
+int64_t numbers_per_unit(const Boxes&) { return 16 * BOXES; }  // one box is as much work as 16 logits
+
 }  // namespace detloss
 
 using namespace detloss;
@@ -86,6 +89,11 @@ EXPORT int detloss_sigmoid(const Sigmoid* call, int threads, double* sum) {
   const Partial total = run(*call, chosen->sigmoid, threads);
   *sum = total.sum;
   return total.bad;
+}
+
+EXPORT int detloss_boxes(const Boxes* call, int threads, double* sum) {
+  *sum = run(*call, chosen->boxes, threads).sum;
+  return 0;
 }
 
 }

@@ -26,10 +26,10 @@ def _candidates() -> list[Path]:
 
 
 def _declare(loaded: ctypes.CDLL) -> None:
-    pointer, real, whole = ctypes.c_void_p, ctypes.c_float, ctypes.c_int64
-    del whole, real
+    pointer = ctypes.c_void_p
     loaded.detloss_instruction_set.restype = ctypes.c_char_p
-    loaded.detloss_sigmoid.argtypes = [pointer, ctypes.c_int, pointer]
+    for function in (loaded.detloss_sigmoid, loaded.detloss_boxes):
+        function.argtypes = [pointer, ctypes.c_int, pointer]
 
 
 @cache

@@ -7,8 +7,10 @@ namespace KERNEL_SET {
 #include "lanes.h"
 #include "sigmoid_loops.h"
 #include "sigmoid.h"
+#include "boxes_cells.h"
+#include "boxes.h"
 }  // namespace KERNEL_SET
 
-extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid};
+extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes};
 
 }  // namespace detloss
