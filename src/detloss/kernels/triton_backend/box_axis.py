@@ -6,8 +6,6 @@ go together: :func:`below` gives the half that each of two equal sides gets.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -20,13 +18,13 @@ SMALLEST_SIDE = tl.constexpr(1e-12)
 
 
 @triton.jit
-def _kept(x: Any) -> Any:
+def _kept(x: tl.tensor) -> tl.tensor:
     """``x`` within the limits of a coordinate; NaN stays."""
     return tl.where(x > COORDINATE_LIMIT, COORDINATE_LIMIT, tl.where(x < -COORDINATE_LIMIT, -COORDINATE_LIMIT, x))
 
 
 @triton.jit
-def corners(first: Any, second: Any, FORMAT: tl.constexpr) -> Any:
+def corners(first: tl.tensor, second: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """Low and high side along one axis from the two numbers of a format: 0 xyxy, 1 xywh, 2 cxcywh."""
     if FORMAT == 0:
         return _kept(first), _kept(second)
@@ -37,7 +35,7 @@ def corners(first: Any, second: Any, FORMAT: tl.constexpr) -> Any:
 
 
 @triton.jit
-def corner_gradients(low: Any, high: Any, g_low: Any, g_high: Any, FORMAT: tl.constexpr) -> Any:
+def corner_gradients(low: tl.tensor, high: tl.tensor, g_low: tl.tensor, g_high: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """Gradients of the two numbers of a format from those of the sides; a side beyond the limit has none."""
     g_low = tl.where(tl.abs(low) >= COORDINATE_LIMIT, 0.0, g_low)
     g_high = tl.where(tl.abs(high) >= COORDINATE_LIMIT, 0.0, g_high)
@@ -50,7 +48,7 @@ def corner_gradients(low: Any, high: Any, g_low: Any, g_high: Any, FORMAT: tl.co
 
 
 @triton.jit
-def axis_facts(p1: Any, p2: Any, t1: Any, t2: Any) -> Any:
+def axis_facts(p1: tl.tensor, p2: tl.tensor, t1: tl.tensor, t2: tl.tensor) -> tl.tensor:
     """Length (signed), target length, enclosing length, centre offset, shares of prediction, target and overlap, sameness."""
     signed, target = p2 - p1, tl.maximum(t2 - t1, 0.0)
     low = tl.minimum(tl.minimum(p1, p2), tl.minimum(t1, t2))
@@ -64,7 +62,7 @@ def axis_facts(p1: Any, p2: Any, t1: Any, t2: Any) -> Any:
 
 
 @triton.jit
-def inverted_share(signed: Any, target: Any, enclosing: Any) -> Any:
+def inverted_share(signed: tl.tensor, target: tl.tensor, enclosing: tl.tensor) -> tl.tensor:
     """How far an interval is turned inside out, and the slope of that with respect to its length."""
     unit = tl.maximum(enclosing, SMALLEST_SIDE)
     turned = (signed < 0) | ((signed == 0) & (target > 0))
@@ -73,9 +71,10 @@ def inverted_share(signed: Any, target: Any, enclosing: Any) -> Any:
 
 @triton.jit
 def axis_back(
-    p1: Any, p2: Any, t1: Any, t2: Any, a: Any, b: Any, c: Any, g_a: Any, g_b: Any, g_c: Any, g_signed: Any, g_enclosing: Any,
-    g_offset: Any,
-) -> Any:  # fmt: skip
+    p1: tl.tensor, p2: tl.tensor, t1: tl.tensor, t2: tl.tensor, a: tl.tensor, b: tl.tensor, c: tl.tensor, g_a: tl.tensor,
+    g_b: tl.tensor, g_c: tl.tensor, g_signed: tl.tensor, g_enclosing: tl.tensor,
+    g_offset: tl.tensor,
+) -> tl.tensor:  # fmt: skip
     """Gradients of both sides of the prediction from those of the shares (a, b, c), of the lengths and of the offset."""
     signed = p2 - p1
     p_low, p_high, t_low, t_high = tl.minimum(p1, p2), tl.maximum(p1, p2), tl.minimum(t1, t2), tl.maximum(t1, t2)

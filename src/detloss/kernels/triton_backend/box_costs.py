@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -16,7 +14,7 @@ ASPECT = tl.constexpr(0.4052847345693511)  # 4 / π²
 
 
 @triton.jit
-def iou_term(iou: Any, eps: Any, MODE: tl.constexpr) -> Any:
+def iou_term(iou: tl.tensor, eps: tl.tensor, MODE: tl.constexpr) -> tl.tensor:
     """Loss of the IoU and its slope: 0 linear, 1 square, 2 logarithmic."""
     if MODE == 0:
         return 1.0 - iou, iou * 0.0 - 1.0
@@ -28,7 +26,7 @@ def iou_term(iou: Any, eps: Any, MODE: tl.constexpr) -> Any:
 
 
 @triton.jit
-def distance(dx: Any, dy: Any, cw: Any, ch: Any) -> Any:
+def distance(dx: tl.tensor, dy: tl.tensor, cw: tl.tensor, ch: tl.tensor) -> tl.tensor:
     """ρ²/c² and its derivatives with respect to dx, dy, cw, ch."""
     unit = tl.maximum(tl.maximum(cw, ch), SMALLEST_SIDE)
     x, y, w, h = dx / unit, dy / unit, cw / unit, ch / unit
@@ -41,7 +39,7 @@ def distance(dx: Any, dy: Any, cw: Any, ch: Any) -> Any:
 
 
 @triton.jit
-def _arctan(t: Any) -> Any:
+def _arctan(t: tl.tensor) -> tl.tensor:
     """arctan, to 1e-7 of its value: a polynomial in [−1, 1], the complement beyond."""
     size = tl.abs(t)
     u = tl.where(size > 1, 1.0 / tl.maximum(size, 1.0), size)
@@ -54,7 +52,7 @@ def _arctan(t: Any) -> Any:
 
 
 @triton.jit
-def _bounded_side(side: Any, enclosing: Any, eps: Any) -> Any:
+def _bounded_side(side: tl.tensor, enclosing: tl.tensor, eps: tl.tensor) -> tl.tensor:
     """A side bounded below by eps of the enclosing one, and the share of the gradient that passes."""
     least = eps * enclosing
     floor = eps * SMALLEST_SIDE
@@ -63,7 +61,17 @@ def _bounded_side(side: Any, enclosing: Any, eps: Any) -> Any:
 
 
 @triton.jit
-def aspect(pw: Any, ph: Any, tw: Any, th: Any, cw: Any, ch: Any, iou: Any, eps: Any, threshold: Any) -> Any:
+def aspect(
+    pw: tl.tensor,
+    ph: tl.tensor,
+    tw: tl.tensor,
+    th: tl.tensor,
+    cw: tl.tensor,
+    ch: tl.tensor,
+    iou: tl.tensor,
+    eps: tl.tensor,
+    threshold: tl.tensor,
+) -> tl.tensor:
     """αv of CIoU and its derivatives with respect to the predicted width and height, α held constant.
 
     The difference of two arctangents is one of (w* h − h* w) / (h* h + w* w), exact also where the ratios are close.
@@ -83,7 +91,7 @@ def aspect(pw: Any, ph: Any, tw: Any, th: Any, cw: Any, ch: Any, iou: Any, eps: 
 
 
 @triton.jit
-def side_differences(p: Any, t: Any, c: Any) -> Any:
+def side_differences(p: tl.tensor, t: tl.tensor, c: tl.tensor) -> tl.tensor:
     """(s − s*)²/C² of EIoU along one axis and its derivatives with respect to s and C; C is constant where s is negative."""
     unit = tl.maximum(c, SMALLEST_SIDE)
     u = (p - t) / unit
@@ -91,7 +99,7 @@ def side_differences(p: Any, t: Any, c: Any) -> Any:
 
 
 @triton.jit
-def _shape(p: Any, t: Any, c: Any, eps: Any, theta: Any) -> Any:
+def _shape(p: tl.tensor, t: tl.tensor, c: tl.tensor, eps: tl.tensor, theta: tl.tensor) -> tl.tensor:
     """(1 − e^(−gap))^θ with gap = |s − s*| / max(s, s*), and its derivative with respect to s."""
     larger, least = tl.maximum(p, t), eps * c
     bounded = tl.maximum(larger, least)
@@ -106,7 +114,18 @@ def _shape(p: Any, t: Any, c: Any, eps: Any, theta: Any) -> Any:
 
 
 @triton.jit
-def scylla(dx: Any, dy: Any, cw: Any, ch: Any, pw: Any, ph: Any, tw: Any, th: Any, eps: Any, theta: Any) -> Any:
+def scylla(
+    dx: tl.tensor,
+    dy: tl.tensor,
+    cw: tl.tensor,
+    ch: tl.tensor,
+    pw: tl.tensor,
+    ph: tl.tensor,
+    tw: tl.tensor,
+    th: tl.tensor,
+    eps: tl.tensor,
+    theta: tl.tensor,
+) -> tl.tensor:
     """(Δ + Ω)/2 of SIoU and its derivatives with respect to dx, dy, cw, ch, the predicted width and height."""
     unit = tl.maximum(tl.maximum(cw, ch), SMALLEST_SIDE)
     x, y = dx / unit, dy / unit

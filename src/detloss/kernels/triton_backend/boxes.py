@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -24,7 +22,7 @@ ONE = tl.constexpr(3)
 
 
 @triton.jit
-def _sides(boxes: Any, at: Any, mask: Any, FORMAT: tl.constexpr) -> Any:
+def _sides(boxes: tl.tensor, at: tl.tensor, mask: tl.tensor, FORMAT: tl.constexpr) -> tl.tensor:
     """x1, x2, y1, y2 of boxes ``[n, 4]``."""
     first = tl.load(boxes + 4 * at, mask=mask, other=0.0).to(tl.float32)
     second = tl.load(boxes + 4 * at + 1, mask=mask, other=0.0).to(tl.float32)
@@ -37,8 +35,9 @@ def _sides(boxes: Any, at: Any, mask: Any, FORMAT: tl.constexpr) -> Any:
 
 @triton.jit
 def box_rows(
-    pred: Any, boxes: Any, weight: Any, upstream: Any, divisor: Any, partial: Any, out: Any, n: Any, factor: Any, eps: Any,
-    extra: Any, OP: tl.constexpr, IOU_MODE: tl.constexpr, FORMAT: tl.constexpr, W: tl.constexpr, U: tl.constexpr,
+    pred: tl.tensor, boxes: tl.tensor, weight: tl.tensor, upstream: tl.tensor, divisor: tl.tensor, partial: tl.tensor,
+    out: tl.tensor, n: tl.tensor, factor: tl.tensor, eps: tl.tensor,
+    extra: tl.tensor, OP: tl.constexpr, IOU_MODE: tl.constexpr, FORMAT: tl.constexpr, W: tl.constexpr, U: tl.constexpr,
     MODE: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """pred[n, 4] against boxes[n, 4], BLOCK pairs a program; ``extra`` is the threshold of α or θ."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -24,7 +22,8 @@ ONE = tl.constexpr(3)
 
 @triton.jit
 def coordinate_rows(
-    x_ptr: Any, target: Any, weight: Any, upstream: Any, divisor: Any, partial: Any, out: Any, n: Any, factor: Any, beta: Any,
+    x_ptr: tl.tensor, target: tl.tensor, weight: tl.tensor, upstream: tl.tensor, divisor: tl.tensor, partial: tl.tensor,
+    out: tl.tensor, n: tl.tensor, factor: tl.tensor, beta: tl.tensor,
     C: tl.constexpr, OP: tl.constexpr, W: tl.constexpr, U: tl.constexpr, MODE: tl.constexpr, BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
     """x[n / C, C], BLOCK numbers a program; a row shares a weight."""

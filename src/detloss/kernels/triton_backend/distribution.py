@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +21,8 @@ ONE = tl.constexpr(3)
 
 @triton.jit
 def distribution_rows(
-    x_ptr: Any, target: Any, weight: Any, upstream: Any, divisor: Any, partial: Any, out: Any, n: Any, factor: Any,
+    x_ptr: tl.tensor, target: tl.tensor, weight: tl.tensor, upstream: tl.tensor, divisor: tl.tensor, partial: tl.tensor,
+    out: tl.tensor, n: tl.tensor, factor: tl.tensor,
     BINS: tl.constexpr, W: tl.constexpr, U: tl.constexpr, MODE: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,
 ) -> None:  # fmt: skip
     """x[n, BINS]: −(1 − s) ln p_k − s ln p_(k + 1) with k = min(⌊y⌋, BINS − 2) and s = y − k, of ROWS rows a program."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -14,7 +12,7 @@ LARGE = tl.constexpr(3.0e38)
 
 
 @triton.jit
-def log1p_unit(e: Any) -> Any:
+def log1p_unit(e: tl.tensor) -> tl.tensor:
     """ln(1 + e) for 0 <= e <= 1, by 2 artanh(e / (2 + e)), to 1e-7 of its value also for tiny e."""
     s = e / (2.0 + e)
     q = s * s
@@ -23,7 +21,7 @@ def log1p_unit(e: Any) -> Any:
 
 
 @triton.jit
-def sigmoid_parts(x: Any) -> Any:
+def sigmoid_parts(x: tl.tensor) -> tl.tensor:
     """σ(x), 1 − σ(x), −ln(1 − σ(x)) and −ln σ(x), none of them a difference of near equals."""
     e = tl.exp(-tl.abs(x))
     r = 1.0 / ((1.0 + e) * (2.0 + e))
@@ -38,13 +36,13 @@ def sigmoid_parts(x: Any) -> Any:
 
 
 @triton.jit
-def capped(x: Any) -> Any:
+def capped(x: tl.tensor) -> tl.tensor:
     """``x`` kept finite, so that its product with 0 is 0; NaN stays."""
     return tl.where(x > LARGE, LARGE, x)
 
 
 @triton.jit
-def power(base: Any, GAMMA: tl.constexpr) -> Any:
+def power(base: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:
     """``base ** GAMMA`` for ``base`` in [0, 1]."""
     if GAMMA == 0.0:
         return base * 0.0 + 1.0
@@ -57,7 +55,7 @@ def power(base: Any, GAMMA: tl.constexpr) -> Any:
 
 
 @triton.jit
-def power_slope(base: Any, powered: Any, GAMMA: tl.constexpr) -> Any:
+def power_slope(base: tl.tensor, powered: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:
     """Derivative of ``base ** GAMMA``, given that power; 0 for a base of almost 0 where it has no bound."""
     if GAMMA == 0.0:
         return base * 0.0
@@ -70,13 +68,13 @@ def power_slope(base: Any, powered: Any, GAMMA: tl.constexpr) -> Any:
 
 
 @triton.jit
-def below(a: Any, b: Any) -> Any:
+def below(a: tl.tensor, b: tl.tensor) -> tl.tensor:
     """Share of ``min(a, b)`` that is ``a``'s: 1, 0, or ½ where they are equal; its derivative with respect to ``a``."""
     return tl.where(a < b, 1.0, tl.where(a == b, 0.5, 0.0))
 
 
 @triton.jit
-def scale_of(factor: Any, divisor: Any) -> Any:
+def scale_of(factor: tl.tensor, divisor: tl.tensor) -> tl.tensor:
     """``factor``, or ``factor / divisor`` where the divisor is above 0 and 0 elsewhere."""
     if divisor is None:
         return factor

@@ -50,11 +50,14 @@ def _by_class(call: Call) -> bool:
     return call.index is not None or call.op == "quality_focal" or call.class_weight is not None or call.alpha is not None
 
 
-def _grid(layout: Layout) -> tuple[Any, tuple[int, ...]]:
-    """The kernel for a layout, and its programs."""
+def _grid(call: Call, layout: Layout) -> tuple[Any, int, tuple[int, ...]]:
+    """The kernel for a layout, the size of its blocks, and its programs."""
     if layout.inner == 1:
-        return sigmoid_rows, (triton.cdiv(layout.outer * layout.classes, ROW_BLOCK),)
-    return sigmoid_planes, (layout.outer * triton.cdiv(layout.inner, PLANE_BLOCK), triton.cdiv(layout.classes, CLASS_BLOCK))
+        # Targets other than class indices need about twice the registers.
+        block = ROW_BLOCK if call.index is not None and call.score is None else ROW_BLOCK // 2
+        return sigmoid_rows, block, (triton.cdiv(layout.outer * layout.classes, block),)
+    programs = layout.outer * triton.cdiv(layout.inner, PLANE_BLOCK), triton.cdiv(layout.classes, CLASS_BLOCK)
+    return sigmoid_planes, PLANE_BLOCK, programs
 
 
 def run(
@@ -63,7 +66,7 @@ def run(
     """Partial sums of the weighted losses (``total``), and the gradient (mode ``"grad"``) or the losses (``"each"``)."""
     by_class = _by_class(call)
     layout = class_layout(call.pred) if by_class else element_layout(call)
-    kernel, grid = _grid(layout)
+    kernel, block, grid = _grid(call, layout)
     pred = in_order(call.pred, layout)
     weight, weight_spread = spread(call.weight, call, layout, by_class)
     above, upstream_spread = spread(upstream, call, layout, by_class)
@@ -78,7 +81,7 @@ def run(
         None if call.score is None else call.score.contiguous(),
         weight, above, call.class_weight, call.alpha, divisor, partial, out,
         layout.outer, layout.inner, factor, ignore=call.ignore_index, C=layout.classes, W=weight_spread, U=upstream_spread,
-        MODE=mode, BLOCK=ROW_BLOCK if layout.inner == 1 else PLANE_BLOCK, CLASS_BLOCK=CLASS_BLOCK, **_numbers(call),
+        MODE=mode, BLOCK=block, CLASS_BLOCK=CLASS_BLOCK, **_numbers(call),
     )  # fmt: skip
     if out is None:
         return partial, None

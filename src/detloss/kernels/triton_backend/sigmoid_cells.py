@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -13,20 +11,17 @@ __all__ = ["focal_index_cell", "soft_cell"]
 
 
 @triton.jit
-def focal_index_cell(x: Any, hit: Any, high: Any, low: Any, GAMMA: tl.constexpr) -> Any:
+def focal_index_cell(x: tl.tensor, hit: tl.tensor, high: tl.tensor, low: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:
     """Focal loss of a class that is there (``hit``, factor ``high``) or not (``low``): one formula, in x or in −x."""
     p, q, softplus, _ = sigmoid_parts(tl.where(hit, -x, x))
     factor = tl.where(hit, high, low)
     faded = factor * power(p, GAMMA)
-    if GAMMA == 0.0:
-        slope = faded * p
-    else:
-        slope = faded * (GAMMA * q * capped(softplus) + p)
+    slope = faded * p if GAMMA == 0.0 else faded * (GAMMA * q * capped(softplus) + p)
     return faded * softplus, tl.where(hit, -slope, slope)
 
 
 @triton.jit
-def _entropy(y: Any, own: Any, p: Any, q: Any, softplus: Any, softplus_neg: Any) -> Any:
+def _entropy(y: tl.tensor, own: tl.tensor, p: tl.tensor, q: tl.tensor, softplus: tl.tensor, softplus_neg: tl.tensor) -> tl.tensor:
     """−own · y ln σ − (1 − y) ln(1 − σ) and its slope; a term whose share is 0 is dropped."""
     yes, no = y * own, 1.0 - y
     entropy = tl.where(y == 0, 0.0, yes * softplus_neg) + tl.where(y == 1, 0.0, no * softplus)
@@ -35,16 +30,16 @@ def _entropy(y: Any, own: Any, p: Any, q: Any, softplus: Any, softplus_neg: Any)
 
 @triton.jit
 def soft_cell(
-    x: Any,
-    y: Any,
-    own: Any,
-    high: Any,
-    low: Any,
+    x: tl.tensor,
+    y: tl.tensor,
+    own: tl.tensor,
+    high: tl.tensor,
+    low: tl.tensor,
     OP: tl.constexpr,
     GAMMA: tl.constexpr,
     SMOOTHING: tl.constexpr,
     BY_QUALITY: tl.constexpr,
-) -> Any:
+) -> tl.tensor:
     """Loss and slope for any target y in [0, 1].
 
     ``own`` weighs the positive part; for focal ``high`` and ``low`` are the factors of y and of 1 − y, for varifocal ``low`` is

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -19,8 +17,17 @@ ONE = tl.constexpr(3)
 
 @triton.jit
 def _position(
-    index: Any, score: Any, weight: Any, upstream: Any, at: Any, mask: Any, ignore: Any, C: Any, W: tl.constexpr, U: tl.constexpr
-) -> Any:
+    index: tl.tensor,
+    score: tl.tensor,
+    weight: tl.tensor,
+    upstream: tl.tensor,
+    at: tl.tensor,
+    mask: tl.tensor,
+    ignore: tl.tensor,
+    C: tl.tensor,
+    W: tl.constexpr,
+    U: tl.constexpr,
+) -> tl.tensor:
     """Class (−1: none), score, weight, upstream gradient and whether it counts, of positions."""
     t = tl.full(at.shape, -1, tl.int32)
     s = tl.full(at.shape, 1.0, tl.float32)
@@ -45,11 +52,13 @@ def _position(
 
 @triton.jit
 def _numbers(
-    x_ptr: Any, target: Any, weight: Any, upstream: Any, class_weight: Any, alpha: Any, out: Any,
-    at: Any, mask: Any, c: Any, t: Any, s: Any, w: Any, up: Any, counts: Any, scale: Any, positive: Any, negative: Any,
+    x_ptr: tl.tensor, target: tl.tensor, weight: tl.tensor, upstream: tl.tensor, class_weight: tl.tensor, alpha: tl.tensor,
+    out: tl.tensor, at: tl.tensor, mask: tl.tensor, c: tl.tensor, t: tl.tensor, s: tl.tensor, w: tl.tensor, up: tl.tensor,
+    counts: tl.tensor,
+    scale: tl.tensor, positive: tl.tensor, negative: tl.tensor,
     OP: tl.constexpr, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr, BY_QUALITY: tl.constexpr,
     INDEX: tl.constexpr, SCORE: tl.constexpr, W: tl.constexpr, U: tl.constexpr, MODE: tl.constexpr,
-) -> Any:  # fmt: skip
+) -> tl.tensor:  # fmt: skip
     """Weighted losses of the numbers at ``at``; writes gradients (MODE "grad") or losses ("each")."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     own = 1.0
@@ -68,10 +77,7 @@ def _numbers(
     if OP == "focal" and INDEX and SMOOTHING == 0.0:
         loss, slope = focal_index_cell(x, hit, positive * own, negative, GAMMA)
     else:
-        if INDEX:
-            y = tl.where(hit, s if SCORE else 1.0, 0.0)
-        else:
-            y = tl.load(target + at, mask=mask, other=0.0).to(tl.float32)
+        y = tl.where(hit, s if SCORE else 1.0, 0.0) if INDEX else tl.load(target + at, mask=mask, other=0.0).to(tl.float32)
         loss, slope = soft_cell(x, y, own, positive, negative, OP, GAMMA, SMOOTHING, BY_QUALITY)
     loss = tl.where(counts, loss * w, 0.0)
     if MODE == "grad":
@@ -84,8 +90,10 @@ def _numbers(
 
 @triton.jit
 def sigmoid_rows(
-    x_ptr: Any, index: Any, target: Any, score: Any, weight: Any, upstream: Any, class_weight: Any, alpha: Any,
-    divisor: Any, partial: Any, out: Any, outer: Any, inner: Any, factor: Any, positive: Any, negative: Any, ignore: Any,
+    x_ptr: tl.tensor, index: tl.tensor, target: tl.tensor, score: tl.tensor, weight: tl.tensor, upstream: tl.tensor,
+    class_weight: tl.tensor, alpha: tl.tensor,
+    divisor: tl.tensor, partial: tl.tensor, out: tl.tensor, outer: tl.tensor, inner: tl.tensor, factor: tl.tensor,
+    positive: tl.tensor, negative: tl.tensor, ignore: tl.tensor,
     C: tl.constexpr, OP: tl.constexpr, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr, BY_QUALITY: tl.constexpr,
     W: tl.constexpr, U: tl.constexpr, MODE: tl.constexpr, BLOCK: tl.constexpr, CLASS_BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -107,8 +115,10 @@ def sigmoid_rows(
 
 @triton.jit
 def sigmoid_planes(
-    x_ptr: Any, index: Any, target: Any, score: Any, weight: Any, upstream: Any, class_weight: Any, alpha: Any,
-    divisor: Any, partial: Any, out: Any, outer: Any, inner: Any, factor: Any, positive: Any, negative: Any, ignore: Any,
+    x_ptr: tl.tensor, index: tl.tensor, target: tl.tensor, score: tl.tensor, weight: tl.tensor, upstream: tl.tensor,
+    class_weight: tl.tensor, alpha: tl.tensor,
+    divisor: tl.tensor, partial: tl.tensor, out: tl.tensor, outer: tl.tensor, inner: tl.tensor, factor: tl.tensor,
+    positive: tl.tensor, negative: tl.tensor, ignore: tl.tensor,
     C: tl.constexpr, OP: tl.constexpr, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr, BY_QUALITY: tl.constexpr,
     W: tl.constexpr, U: tl.constexpr, MODE: tl.constexpr, BLOCK: tl.constexpr, CLASS_BLOCK: tl.constexpr,
 ) -> None:  # fmt: skip

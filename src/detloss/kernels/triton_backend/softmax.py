@@ -12,7 +12,7 @@ from detloss.kernels.triton_backend.softmax_kernels import softmax_positions
 
 __all__ = ["OPS", "refuses", "run"]
 
-CELLS = 4096
+CELLS = 1024
 OPS = frozenset({"cross_entropy", "softmax_focal"})
 
 
@@ -24,7 +24,7 @@ def refuses(call: Call) -> str | None:
 def _tile(classes: int, planes: bool) -> tuple[int, int]:
     """Positions and classes of a tile: few classes beside each other where memory runs along the pixels."""
     block = min(triton.next_power_of_2(classes), 8 if planes else 32)
-    return (256 if planes else CELLS // (4 * block)), block
+    return CELLS // block, block
 
 
 def run(

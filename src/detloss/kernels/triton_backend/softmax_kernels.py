@@ -7,8 +7,6 @@ maximum and the sum of the exponentials, once for loss and G, once for the gradi
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
@@ -21,7 +19,7 @@ POSITION = tl.constexpr(1)
 
 
 @triton.jit
-def _term(p: Any, missing: Any, cost: Any, GAMMA: tl.constexpr) -> Any:
+def _term(p: tl.tensor, missing: tl.tensor, cost: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:
     """T = missing^γ · cost and dT/d ln p, with missing = 1 − p and cost = −ln p."""
     faded = power(missing, GAMMA)
     return faded * cost, -(faded + power_slope(missing, faded, GAMMA) * p * capped(cost))
@@ -29,13 +27,18 @@ def _term(p: Any, missing: Any, cost: Any, GAMMA: tl.constexpr) -> Any:
 
 @triton.jit
 def _share(
-    target: Any, class_weight: Any, alpha: Any, at: Any, hit: Any, c: Any, tile: Any, C: tl.constexpr, SMOOTHING: tl.constexpr
-) -> Any:
+    target: tl.tensor,
+    class_weight: tl.tensor,
+    alpha: tl.tensor,
+    at: tl.tensor,
+    hit: tl.tensor,
+    c: tl.tensor,
+    tile: tl.tensor,
+    C: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+) -> tl.tensor:
     """k of every cell of a tile."""
-    if target is None:
-        y = tl.where(hit, 1.0, 0.0)
-    else:
-        y = tl.load(target + at, mask=tile, other=0.0).to(tl.float32)
+    y = tl.where(hit, 1.0, 0.0) if target is None else tl.load(target + at, mask=tile, other=0.0).to(tl.float32)
     k = tl.where(tile, y * (1.0 - SMOOTHING) + SMOOTHING / C, 0.0)
     if class_weight is not None:
         k *= tl.load(class_weight + c, mask=c < C, other=0.0)[None, :]
@@ -46,8 +49,15 @@ def _share(
 
 @triton.jit
 def _statistics(
-    x_ptr: Any, base: Any, t: Any, mask: Any, step: Any, C: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr
-) -> Any:
+    x_ptr: tl.tensor,
+    base: tl.tensor,
+    t: tl.tensor,
+    mask: tl.tensor,
+    step: tl.tensor,
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    BC: tl.constexpr,
+) -> tl.tensor:
     """Maximum, sum of e^(x − maximum) and the part of that sum that is not the own class's, of every position."""
     largest = tl.full([ROWS], float("-inf"), tl.float32)
     everything, others = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
@@ -65,7 +75,9 @@ def _statistics(
 
 
 @triton.jit
-def _own(x_ptr: Any, at: Any, found: Any, largest: Any, everything: Any, others: Any) -> Any:
+def _own(
+    x_ptr: tl.tensor, at: tl.tensor, found: tl.tensor, largest: tl.tensor, everything: tl.tensor, others: tl.tensor
+) -> tl.tensor:
     """p, 1 − p and −ln p of the own class, exact also where p is almost 1."""
     x = tl.load(x_ptr + at, mask=found, other=0.0).to(tl.float32) - largest
     e = tl.exp(x)
@@ -76,9 +88,10 @@ def _own(x_ptr: Any, at: Any, found: Any, largest: Any, everything: Any, others:
 
 @triton.jit
 def _cells(
-    x_ptr: Any, target: Any, class_weight: Any, alpha: Any, at: Any, t: Any, c: Any, tile: Any, largest: Any, everything: Any,
-    own_missing: Any, own_cost: Any, C: tl.constexpr, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr,
-) -> Any:  # fmt: skip
+    x_ptr: tl.tensor, target: tl.tensor, class_weight: tl.tensor, alpha: tl.tensor, at: tl.tensor, t: tl.tensor, c: tl.tensor,
+    tile: tl.tensor, largest: tl.tensor, everything: tl.tensor,
+    own_missing: tl.tensor, own_cost: tl.tensor, C: tl.constexpr, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr,
+) -> tl.tensor:  # fmt: skip
     """Loss, g and p of every cell of a tile."""
     x = tl.load(x_ptr + at, mask=tile, other=float("-inf")).to(tl.float32) - largest[:, None]
     p = tl.exp(x) / everything[:, None]
@@ -92,9 +105,11 @@ def _cells(
 
 @triton.jit
 def softmax_positions(
-    x_ptr: Any, index: Any, target: Any, weight: Any, upstream: Any, class_weight: Any, alpha: Any,
-    divisor: Any, partial: Any, out: Any, outer: Any, inner: Any, factor: Any, ignore: Any,
-    C: tl.constexpr, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr, W: tl.constexpr, U: tl.constexpr, MODE: tl.constexpr,
+    x_ptr: tl.tensor, index: tl.tensor, target: tl.tensor, weight: tl.tensor, upstream: tl.tensor, class_weight: tl.tensor,
+    alpha: tl.tensor,
+    divisor: tl.tensor, partial: tl.tensor, out: tl.tensor, outer: tl.tensor, inner: tl.tensor, factor: tl.tensor,
+    ignore: tl.tensor, C: tl.constexpr, GAMMA: tl.constexpr, SMOOTHING: tl.constexpr, W: tl.constexpr, U: tl.constexpr,
+    MODE: tl.constexpr,
     PLANES: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,
 ) -> None:  # fmt: skip
     """x[outer, C, inner]: ROWS positions a program, rows or pixels of a plane; writes gradients or losses as MODE says."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +15,9 @@ FINISH_BLOCK, RESCALE_BLOCK = 1024, 2048
 
 
 @triton.jit
-def finish(partial: Any, divisor: Any, total: Any, count: Any, factor: Any, BLOCK: tl.constexpr) -> None:
+def finish(
+    partial: tl.tensor, divisor: tl.tensor, total: tl.tensor, count: tl.tensor, factor: tl.tensor, BLOCK: tl.constexpr
+) -> None:
     """``total`` = scale · Σ ``partial``, by one program that adds in the same order every time."""
     lane = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], tl.float64)
@@ -29,7 +29,7 @@ def finish(partial: Any, divisor: Any, total: Any, count: Any, factor: Any, BLOC
 
 
 @triton.jit
-def rescale(grad: Any, upstream: Any, out: Any, n: Any, SAME: tl.constexpr, BLOCK: tl.constexpr) -> None:
+def rescale(grad: tl.tensor, upstream: tl.tensor, out: tl.tensor, n: tl.tensor, SAME: tl.constexpr, BLOCK: tl.constexpr) -> None:
     """``out`` = ``grad`` · ``upstream``; nothing is read or written where they are the same tensor and upstream is 1."""
     number = tl.load(upstream).to(tl.float32)
     if not SAME or number != 1.0:
