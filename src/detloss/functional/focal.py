@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import check_non_negative, shape_of, upcast
+from detloss.checks import check_non_negative, shape_of
 from detloss.functional.classification import binary_cross_entropy, check_smoothing
 from detloss.functional.targets import (
     CLASS_DIM,
@@ -27,7 +27,7 @@ from detloss.functional.targets import (
 )
 from detloss.kernels.contract import Call
 from detloss.kernels.dispatch import fused_loss
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.reduction import check_reduction
 from detloss.types import ClassWeights, Number, Reduction
 from detloss.values import check_unit_interval
 
@@ -76,6 +76,13 @@ def _times(loss: Tensor, factor: Tensor | float | None) -> Tensor:
 def _number(factor: Tensor | float | None) -> float:
     """A factor that is one for all classes; 1 where there is none or one per class."""
     return factor if isinstance(factor, float) else 1.0
+
+
+def _every_class(factor: Tensor | float | None, pred: Tensor) -> Tensor | None:
+    """A factor as ``[C]``, one number per class."""
+    if isinstance(factor, float):
+        return torch.full((pred.shape[CLASS_DIM],), factor, dtype=torch.float32, device=pred.device)
+    return flat(factor)
 
 
 def sigmoid_focal_loss(
@@ -189,21 +196,26 @@ def softmax_focal_loss(
     indexed = is_class_index(where, pred, target)
     if pred.ndim not in (2, 4):
         raise ValueError(f"{where}: logits must be [N, C] or [B, C, H, W]; got {shape_of(pred)}")
-    pred = mute(where, upcast(pred), weight, pred.shape[:1] + pred.shape[2:], reduced_dim=CLASS_DIM)
-    factor = _times(torch.ones_like(pred[:1]), alpha_factors(where, alpha, pred)[0])
-    factor = _times(factor, class_weights(where, "class_weight", class_weight, pred))
-    if indexed:
-        found = class_index(where, pred, target, ignore_index, background=False)
-        pred = torch.where(found.valid, pred, 0.0)
-        odds = _odds_against(pred, found)
-        own = power(odds.sigmoid(), gamma) * -torch_f.logsigmoid(-odds) * of_own_class(factor, found)
-        loss = (1 - label_smoothing) * own.squeeze(CLASS_DIM)
-    else:
-        y = dense_target(where, pred, target)
-        every = _softmax_terms(pred, gamma) * factor
-        loss = (1 - label_smoothing) * torch.where(y == 0, 0.0, y * every).sum(CLASS_DIM)
-    if label_smoothing:
-        loss = loss + label_smoothing * (_softmax_terms(pred, gamma) * factor).mean(CLASS_DIM)
-    if indexed:
-        loss = torch.where(found.foreground.squeeze(CLASS_DIM), loss, 0.0)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+    per_class, high = class_weights(where, "class_weight", class_weight, pred), alpha_factors(where, alpha, pred)[0]
+
+    def formula(pred: Tensor) -> Tensor:
+        factor = _times(_times(torch.ones_like(pred[:1]), high), per_class)
+        if indexed:
+            found = class_index(where, pred, target, ignore_index, background=False)
+            pred = torch.where(found.valid, pred, 0.0)
+            odds = _odds_against(pred, found)
+            own = power(odds.sigmoid(), gamma) * -torch_f.logsigmoid(-odds) * of_own_class(factor, found)
+            loss = (1 - label_smoothing) * own.squeeze(CLASS_DIM)
+        else:
+            y = dense_target(where, pred, target)
+            every = _softmax_terms(pred, gamma) * factor
+            loss = (1 - label_smoothing) * torch.where(y == 0, 0.0, y * every).sum(CLASS_DIM)
+        if label_smoothing:
+            loss = loss + label_smoothing * (_softmax_terms(pred, gamma) * factor).mean(CLASS_DIM)
+        return torch.where(found.foreground.squeeze(CLASS_DIM), loss, 0.0) if indexed else loss
+
+    call = Call(
+        "softmax_focal", pred, **as_targets(target, indexed), weight=weight, class_weight=flat(per_class),
+        alpha=_every_class(high, pred), ignore_index=ignore_index, numbers=(gamma, label_smoothing),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

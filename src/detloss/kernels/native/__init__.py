@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.native import boxes, library, sigmoid
+from detloss.kernels.native import boxes, coordinates, library, sigmoid, softmax
 
 __all__ = ["BACKEND", "Native"]
 
-_FAMILIES: dict[str, ModuleType] = {op: family for family in (sigmoid, boxes) for op in family.OPS}
+_FAMILIES: dict[str, ModuleType] = {op: family for family in (sigmoid, softmax, boxes, coordinates) for op in family.OPS}
 
 
 class Native:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import BOX_OPS, Call
-from detloss.kernels.native.layout import TYPES, as_fp32, pointer
+from detloss.kernels.native.arguments import TYPES, as_fp32, pointer, readable
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "refuses", "run"]
@@ -45,7 +45,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     pred, target = call.pred.contiguous(), call.target
     if target is None:
         raise TypeError(f"{call.op}: boxes to compare with are missing")
-    target = (target if target.dtype in TYPES else target.to(torch.float32)).contiguous()
+    target = readable(target).contiguous()
     shape = pred.shape[:-1]
     weight, above = _per_row(call.weight, shape), _per_row(upstream, shape)
     result = torch.empty_like(pred) if need_grad else torch.empty(shape, dtype=torch.float32) if each else None

@@ -48,6 +48,34 @@ struct Boxes {
   float eps, extra, scale;
 };
 
+// Losses of a softmax over the classes (or bins) of logits x[O, C, I].
+struct Softmax {
+  enum Op { CLASSES = 0, DISTRIBUTION = 1 };
+  const void* x;
+  const int64_t* index;  // [O, I], or null
+  const void* target;    // [O, C, I] shares, or [O] distances in bins
+  const float *weight, *upstream;     // [O, I] or null
+  const float *class_weight, *alpha;  // [C] or null
+  void* grad;  // like x, or null
+  float* out;  // [O, I] or null
+  int64_t outer, classes, inner, ignore;
+  int32_t type, target_type, op;
+  float gamma, smoothing, scale;
+};
+
+// Differences of numbers one by one; `per_weight` neighbours share a weight.
+struct Coordinates {
+  enum Op { ABSOLUTE = 0, SMOOTH = 1, SQUARED = 2 };
+  const void *pred, *target;  // [count]
+  const float *weight;    // [count / per_weight] or null
+  const float *upstream;  // [count] or null
+  void* grad;  // like pred, or null
+  float* out;  // [count] or null
+  int64_t count, per_weight;
+  int32_t type, target_type, op;
+  float beta, scale;
+};
+
 // What a range of work units adds up to.
 struct Partial {
   double sum;
@@ -59,6 +87,8 @@ struct InstructionSet {
   const char* name;
   void (*sigmoid)(const Sigmoid&, int64_t begin, int64_t end, Partial&);
   void (*boxes)(const Boxes&, int64_t begin, int64_t end, Partial&);
+  void (*softmax)(const Softmax&, int64_t begin, int64_t end, Partial&);
+  void (*coordinates)(const Coordinates&, int64_t begin, int64_t end, Partial&);
 };
 
 // How a call is divided: units of work, and how many numbers each has.
@@ -66,6 +96,11 @@ int64_t units(const Sigmoid&);
 int64_t numbers_per_unit(const Sigmoid&);
 int64_t units(const Boxes&);
 int64_t numbers_per_unit(const Boxes&);
+int64_t units(const Softmax&);
+int64_t numbers_per_unit(const Softmax&);
+int64_t positions_per_unit(const Softmax&);
+int64_t units(const Coordinates&);
+int64_t numbers_per_unit(const Coordinates&);
 
 extern const InstructionSet BASE;
 #ifdef DETLOSS_X86

@@ -57,6 +57,21 @@ int64_t numbers_per_unit(const Sigmoid& a) {
 int64_t units(const Boxes& a) { return (a.rows + BOXES - 1) / BOXES; }
 int64_t numbers_per_unit(const Boxes&) { return 16 * BOXES; }  // one box is as much work as 16 logits
 
+int64_t positions_per_unit(const Softmax& a) {
+  const int64_t fit = 2 * TILE / a.classes, least = a.inner > 1 ? 16 : 1, most = TILE / 2;
+  return fit < least ? least : fit > most ? most : fit;
+}
+
+int64_t units(const Softmax& a) {
+  const int64_t size = positions_per_unit(a);
+  return a.inner > 1 ? a.outer * ((a.inner + size - 1) / size) : (a.outer + size - 1) / size;
+}
+
+int64_t numbers_per_unit(const Softmax& a) { return positions_per_unit(a) * a.classes; }
+
+int64_t units(const Coordinates& a) { return (a.count + TILE - 1) / TILE; }
+int64_t numbers_per_unit(const Coordinates&) { return TILE; }
+
 }  // namespace detloss
 
 using namespace detloss;
@@ -94,6 +109,17 @@ EXPORT int detloss_sigmoid(const Sigmoid* call, int threads, double* sum) {
 EXPORT int detloss_boxes(const Boxes* call, int threads, double* sum) {
   *sum = run(*call, chosen->boxes, threads).sum;
   return 0;
+}
+
+EXPORT int detloss_coordinates(const Coordinates* call, int threads, double* sum) {
+  *sum = run(*call, chosen->coordinates, threads).sum;
+  return 0;
+}
+
+EXPORT int detloss_softmax(const Softmax* call, int threads, double* sum) {
+  const Partial total = run(*call, chosen->softmax, threads);
+  *sum = total.sum;
+  return total.bad;
 }
 
 }

@@ -28,8 +28,8 @@ def _candidates() -> list[Path]:
 def _declare(loaded: ctypes.CDLL) -> None:
     pointer = ctypes.c_void_p
     loaded.detloss_instruction_set.restype = ctypes.c_char_p
-    for function in (loaded.detloss_sigmoid, loaded.detloss_boxes):
-        function.argtypes = [pointer, ctypes.c_int, pointer]
+    for name in ("sigmoid", "softmax", "boxes", "coordinates"):
+        getattr(loaded, f"detloss_{name}").argtypes = [pointer, ctypes.c_int, pointer]
 
 
 @cache

@@ -9,8 +9,11 @@ namespace KERNEL_SET {
 #include "sigmoid.h"
 #include "boxes_cells.h"
 #include "boxes.h"
+#include "softmax.h"
+#include "coordinates.h"
 }  // namespace KERNEL_SET
 
-extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes};
+extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes, KERNEL_SET::softmax,
+                                             KERNEL_SET::coordinates};
 
 }  // namespace detloss

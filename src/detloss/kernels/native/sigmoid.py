@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
-from detloss.kernels.native.layout import TYPES, Layout, as_fp32, in_layout, layout_of, pointer
+from detloss.kernels.layout import ELEMENT, POSITION, class_layout, element_layout, in_order, restored
+from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, pointer, spread_out
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "refuses", "run"]
@@ -31,7 +32,6 @@ class _Sigmoid(ctypes.Structure):
     ]
 
 
-NONE, POSITION, ELEMENT = range(3)
 FOCAL, QUALITY, VARIFOCAL = range(3)
 
 
@@ -61,46 +61,13 @@ def _by_class(call: Call) -> bool:
     return call.index is not None or call.op == "quality_focal" or call.class_weight is not None or call.alpha is not None
 
 
-def _layout(call: Call) -> Layout:
-    pred = call.pred
-    if _by_class(call):
-        return layout_of(pred)
-    weight = call.weight
-    if weight is None or weight.ndim == pred.ndim:
-        order = layout_of(pred).order if pred.ndim in (2, 4) else tuple(range(pred.ndim))
-        return Layout(pred.numel(), 1, 1, order)
-    return Layout(weight.numel(), pred.numel() // weight.numel(), 1, tuple(range(pred.ndim)))
-
-
-def _spread(values: Tensor | None, call: Call, layout: Layout) -> tuple[Tensor | None, int]:
-    """Weights over leading dimensions of the loss as one number per position or per element of the layout."""
-    if values is None:
-        return None, NONE
-    pred, shape = call.pred, loss_shape(call)
-    if not _by_class(call):
-        if values.ndim < pred.ndim:
-            return as_fp32(values), POSITION
-        return in_layout(values.to(torch.float32), layout.order), ELEMENT
-    if values.ndim <= 1 or len(shape) < pred.ndim:
-        positions = pred.shape[:1] + pred.shape[2:]
-        full = values.reshape(*values.shape, *(1,) * (len(positions) - values.ndim)).expand(positions)
-        return as_fp32(full), POSITION
-    full = values.reshape(*values.shape, *(1,) * (pred.ndim - values.ndim)).expand(pred.shape)
-    return in_layout(full.to(torch.float32), layout.order), ELEMENT
-
-
-def _dense(target: Tensor | None, layout: Layout) -> Tensor | None:
-    if target is None:
-        return None
-    return in_layout(target if target.dtype in TYPES else target.to(torch.float32), layout.order)
-
-
 def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[float, bool, Tensor | None]:
     """Sum of the weighted losses, whether a target is outside its range, and the gradient or, with ``each``, the losses."""
-    layout = _layout(call)
-    pred, target = in_layout(call.pred, layout.order), _dense(call.target, layout)
-    weight, weight_spread = _spread(call.weight, call, layout)
-    above, upstream_spread = _spread(upstream, call, layout)
+    by_class = _by_class(call)
+    layout = class_layout(call.pred) if by_class else element_layout(call)
+    pred, target = in_order(call.pred, layout), as_target(call.target, layout)
+    weight, weight_spread = spread_out(call.weight, call, layout, by_class)
+    above, upstream_spread = spread_out(upstream, call, layout, by_class)
     index = None if call.index is None else call.index.to(torch.int64).contiguous()
     score, class_weight, alpha = as_fp32(call.score), as_fp32(call.class_weight), as_fp32(call.alpha)
     lost = call.op == "quality_focal"
@@ -121,9 +88,5 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     total = ctypes.c_double()
     bad = library().detloss_sigmoid(ctypes.byref(arguments), torch.get_num_threads(), ctypes.byref(total))
     if result is not None and not (each and lost):
-        result = result.permute(_inverse(layout.order))
+        result = restored(result, layout)
     return total.value, bool(bad), result
-
-
-def _inverse(order: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
