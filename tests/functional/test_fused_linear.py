@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
+import detloss.kernels
 from detloss import functional as F
-from detloss.kernels.linear_tiles import BUFFERS
+from detloss.kernels.linear_cells import BUFFERS
 
 ROWS, CLASSES, DEPTH = 11, 7, 5
 IGNORED = -7
@@ -102,14 +103,24 @@ def test_options(options: dict[str, Any]) -> None:
     check(problem(), "focal", 1e-12, {"memory_budget": 500}, **options)
 
 
-def test_single_precision() -> None:
-    exact = problem(maps=True)
+@pytest.mark.parametrize("mode", ["reference", "auto"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("maps", [False, True], ids=["rows", "maps"])
+def test_single_precision_by_tensor_operations_and_by_kernels(mode: Any, loss: str, maps: bool) -> None:
+    exact = problem(maps)
     p = exact.to(torch.float32)
-    found, expected = fused(p), plain(exact)
-    assert found.dtype == torch.float32
-    assert abs(found.item() / expected.item() - 1) < 1e-6
-    for one, other in zip(torch.autograd.grad(found, p.leaves()), torch.autograd.grad(expected, exact.leaves()), strict=True):
-        assert (one - other).abs().max() <= 2e-6 * other.abs().max()
+    options: dict[str, Any] = {} if loss == "qfl" else {"class_weight": ALPHAS}
+    options |= {"alpha": ALPHAS} if loss == "focal" else {}
+    for ignored in (IGNORED, 2):  # 2 is also the number of a column, in tiles of other classes
+        label = torch.where(p.label == IGNORED, ignored, p.label)
+        with detloss.kernels.use(mode):
+            found = fused(p._replace(label=label), loss, memory_budget=150, ignore_index=ignored, **options)
+        expected = plain(exact._replace(label=label), loss, ignore_index=ignored, **options)
+        assert found.dtype == torch.float32
+        assert abs(found.item() / expected.item() - 1) < 1e-6
+        gradients = torch.autograd.grad(found, p.leaves()), torch.autograd.grad(expected, exact.leaves())
+        for one, other in zip(*gradients, strict=True):
+            assert (one - other).abs().max() <= 2e-6 * other.abs().max()
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])

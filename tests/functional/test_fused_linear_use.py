@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import detloss
 from detloss import FusedLinearFocalLoss
 from detloss import functional as F
-from detloss.functional.linear_sums import Options, Rows, fused_sum
+from detloss.functional.linear_losses import Options, Rows
+from detloss.functional.linear_sums import fused_sum
 
 call = F.fused_linear_sigmoid_loss
 

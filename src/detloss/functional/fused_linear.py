@@ -22,7 +22,8 @@ from detloss.checks import (
     shape_of,
 )
 from detloss.functional.focal import alpha_factors
-from detloss.functional.linear_sums import Options, Rows, fused_sum, plain_sum
+from detloss.functional.linear_losses import Options, Rows
+from detloss.functional.linear_sums import fused_sum, plain_sum
 from detloss.functional.quality import label_and_score
 from detloss.functional.targets import class_weights, is_class_index
 from detloss.kernels.linear_tiles import sum_dtype

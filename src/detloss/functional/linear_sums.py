@@ -4,38 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.functional.classification import binary_cross_entropy, binary_cross_entropy_loss
-from detloss.functional.focal import power, sigmoid_focal_loss
+from detloss.functional.classification import binary_cross_entropy_loss
+from detloss.functional.focal import sigmoid_focal_loss
+from detloss.functional.linear_losses import Options, Rows, counted_rows, tile_loss_of
 from detloss.functional.quality import quality_focal_loss
-from detloss.kernels.linear_tiles import LinearGradients, TileRows, empty_gradients, linear_tiles, own_logits, sum_dtype, widest
+from detloss.kernels.linear_tiles import LinearGradients, empty_gradients, linear_tiles, sum_dtype
 
-__all__ = ["Options", "Rows", "fused_sum", "plain_sum"]
-
-
-class Rows(NamedTuple):
-    """The checked targets, flat: what a call is given beside features, weight and bias."""
-
-    label: Tensor
-    score: Tensor | None
-    sample_weight: Tensor | None
-    alpha: Tensor | None
-    class_weight: Tensor | None
-
-
-class Options(NamedTuple):
-    """The numbers of a call."""
-
-    loss: str
-    gamma: float
-    high: float
-    low: float
-    ignore_index: int
+__all__ = ["fused_sum", "plain_sum"]
 
 
 def _rows_of(features: Tensor) -> Tensor:
@@ -43,16 +24,10 @@ def _rows_of(features: Tensor) -> Tensor:
     return features.movedim(1, -1).flatten(0, -2)
 
 
-def _counted(rows: Rows, ignore_index: int) -> Tensor:
-    """Rows that are neither ignored nor of weight 0."""
-    valid = rows.label != ignore_index
-    return valid if rows.sample_weight is None else valid & (rows.sample_weight != 0)
-
-
 def plain_sum(features: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, options: Options) -> Tensor:
     """The sum of the loss by way of all logits: differentiable any number of times."""
     dtype = sum_dtype(features)
-    x = torch.where(_counted(rows, options.ignore_index)[:, None], _rows_of(features).to(dtype), 0.0)
+    x = torch.where(counted_rows(rows, options.ignore_index)[:, None], _rows_of(features).to(dtype), 0.0)
     logits = torch_f.linear(x, weight.to(dtype), None if bias is None else bias.to(dtype))
     common: dict[str, Any] = {"ignore_index": options.ignore_index, "weight": rows.sample_weight, "reduction": "sum"}
     if rows.score is not None:
@@ -66,28 +41,6 @@ def plain_sum(features: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows,
     )  # fmt: skip
 
 
-def _own_terms(own: Tensor, column: Tensor, foreground: Tensor, rows: Rows, options: Options) -> tuple[Tensor, Tensor]:
-    """Sum of the losses \\|s − σ(z)\\|^γ · BCE(z, s) in the rows' own columns, s = 1 without scores, and d loss / d z."""
-    score = torch.ones_like(own) if rows.score is None else rows.score.to(own.dtype)
-    p, q = own.sigmoid(), (-own).sigmoid()
-    gap = torch.where(own > 0, (score - 1) + q, score - p)
-    entropy, size = binary_cross_entropy(own, score), gap.abs()
-    focus = power(size, options.gamma)
-    slope = -gap * focus
-    if options.gamma != 0:
-        size = size.clamp(min=torch.finfo(size.dtype).tiny)
-        slope = slope - options.gamma * power(size, options.gamma) / size * gap.sign() * p * q * entropy
-    factor = torch.where(foreground, options.high, 0.0).to(own.dtype)
-    for per_class in (rows.alpha, rows.class_weight):
-        if per_class is not None and len(per_class):
-            factor = factor * per_class[column]
-    if rows.sample_weight is not None:
-        factor = factor * rows.sample_weight
-    keep = foreground & (factor != 0)
-    total = torch.where(keep, focus * entropy * factor, 0.0).sum(dtype=widest(own))
-    return total, torch.where(keep, slope * factor, 0.0)
-
-
 def _tiled_sum(
     features: Tensor,
     weight: Tensor,
@@ -99,32 +52,34 @@ def _tiled_sum(
     memory_budget: int,
 ) -> tuple[Tensor, LinearGradients]:
     """The sum of the loss (0-dim) and the gradients asked for, tile by tile."""
-    counted = _counted(rows, options.ignore_index)
-    foreground = counted & (rows.label >= 0) & (rows.label < len(weight))
-    column = torch.where(foreground, rows.label, 0).long()
-    own = own_logits(features, weight, bias, foreground, column)
-    own_sum, own_gradient = _own_terms(own, column, foreground, rows, options)
-    factor = counted.to(own.dtype) * options.low
-    if rows.sample_weight is not None:
-        factor = factor * torch.where(counted, rows.sample_weight, 0.0)
+    counted = counted_rows(rows, options.ignore_index)
+    dtype = sum_dtype(features)
     with _without_autocast(features.device.type):
+        own_sum, tile_loss, buffers = tile_loss_of(features, weight, bias, counted, rows, options)
         total, gradients = linear_tiles(
             features,
             weight,
             bias,
-            TileRows(column, foreground, own_gradient, factor, counted),
-            None if rows.alpha is None else 1 - rows.alpha,
-            gamma=options.gamma,
+            counted,
+            tile_loss,
+            buffers=buffers,
             needs=needs,
             product_dtype=product_dtype,
             memory_budget=memory_budget,
         )
-    return (total + own_sum).to(own.dtype), gradients
+    return (total + own_sum).to(dtype), gradients
 
 
 def _without_autocast(kind: str) -> AbstractContextManager[object]:
     """Products in the dtype they are given in."""
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+def _sum_and_gradients(features: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> list[Tensor]:
+    """The sum, then the gradients asked for; ``arguments`` are those of :class:`_FusedLinear`."""
+    rows, options, rest = arguments[:5], arguments[5:10], arguments[10:]
+    total, gradients = _tiled_sum(features, weight, bias, Rows(*rows), Options(*options), *rest)
+    return [total, *(gradient for gradient in gradients if gradient is not None)]
 
 
 @torch.library.custom_op("detloss::linear_sigmoid_sum", mutates_args=())
@@ -146,11 +101,11 @@ def _opaque_sum(
     product_dtype: torch.dtype,
     memory_budget: int,
 ) -> list[Tensor]:
-    """The tiles as one node of a compiled graph: the sum, then the gradients asked for."""
-    rows = Rows(label, score, sample_weight, alpha, class_weight)
-    options = Options(loss, gamma, high, low, ignore_index)
-    total, gradients = _tiled_sum(features, weight, bias, rows, options, needs, product_dtype, memory_budget)
-    return [total, *(gradient for gradient in gradients if gradient is not None)]
+    """The tiles as one node of a compiled graph."""
+    rows = (label, score, sample_weight, alpha, class_weight)
+    return _sum_and_gradients(
+        features, weight, bias, *rows, loss, gamma, high, low, ignore_index, needs, product_dtype, memory_budget
+    )
 
 
 @_opaque_sum.register_fake
@@ -166,7 +121,9 @@ class _FusedLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
         """``arguments``: the fields of Rows and of Options, needs, dtype of the products and budget of a tile."""
-        total, *gradients = _opaque_sum(features, weight, bias, *arguments)
+        # The first call of the operator would load the compiler, which only compiled programs need.
+        run = _opaque_sum if torch.compiler.is_compiling() else _sum_and_gradients
+        total, *gradients = run(features, weight, bias, *arguments)
         tensors, ctx.rest = arguments[: len(Rows._fields)], arguments[len(Rows._fields) :]
         ctx.save_for_backward(features, weight, bias, *tensors, *gradients)
         return total
