@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call
 from detloss.kernels.layout import ELEMENT, ONE, POSITION, Layout, in_order, spread
+from detloss.kernels.native.library import library
 
-__all__ = ["TYPES", "as_fp32", "as_target", "pointer", "readable", "spread_out"]
+__all__ = ["TYPES", "as_fp32", "as_target", "fresh_like", "pointer", "readable", "spread_out"]
+
+# Gradients from this size on are written to large pages where the system grants them; DETLOSS_LARGE_PAGES=0 forbids it.
+LARGE = 8 << 20
+_large_pages = os.environ.get("DETLOSS_LARGE_PAGES", "1").strip() != "0"
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
@@ -21,6 +28,14 @@ def pointer(x: Tensor | None) -> int | None:
 def as_fp32(x: Tensor | None) -> Tensor | None:
     """Contiguous fp32."""
     return None if x is None else x.to(torch.float32).contiguous()
+
+
+def fresh_like(pred: Tensor) -> Tensor:
+    """Memory for a gradient, not yet written."""
+    grad = torch.empty_like(pred)
+    if _large_pages and grad.nbytes >= LARGE:
+        library().detloss_large_pages(grad.data_ptr(), grad.nbytes)
+    return grad
 
 
 def readable(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import BOX_OPS, Call
-from detloss.kernels.native.arguments import TYPES, as_fp32, pointer, readable
+from detloss.kernels.native.arguments import TYPES, as_fp32, fresh_like, pointer, readable
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "refuses", "run"]
@@ -48,7 +48,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     target = readable(target).contiguous()
     shape = pred.shape[:-1]
     weight, above = _per_row(call.weight, shape), _per_row(upstream, shape)
-    result = torch.empty_like(pred) if need_grad else torch.empty(shape, dtype=torch.float32) if each else None
+    result = fresh_like(pred) if need_grad else torch.empty(shape, dtype=torch.float32) if each else None
     address = pointer(result)
     eps, box_format, *extra = call.numbers
     kind = int(extra[0]) if call.op == "iou" else _KINDS[call.op]

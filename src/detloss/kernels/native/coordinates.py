@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call
 from detloss.kernels.layout import element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_target, pointer, spread_out
+from detloss.kernels.native.arguments import TYPES, as_target, fresh_like, pointer, spread_out
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "refuses", "run"]
@@ -42,7 +42,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         raise TypeError(f"{call.op}: the target is missing")
     weight, _ = spread_out(call.weight, call, layout, False)
     above = None if upstream is None else in_order(upstream.to(torch.float32), layout)
-    result = torch.empty_like(pred) if need_grad else torch.empty(pred.shape, dtype=torch.float32) if each else None
+    result = fresh_like(pred) if need_grad else torch.empty(pred.shape, dtype=torch.float32) if each else None
     per_weight = 1 if weight is None else pred.numel() // weight.numel()
     arguments = _Coordinates(
         pointer(pred), pointer(target), pointer(weight), pointer(above),

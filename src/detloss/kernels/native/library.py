@@ -27,6 +27,7 @@ def _candidates() -> list[Path]:
 
 def _declare(loaded: ctypes.CDLL) -> None:
     pointer = ctypes.c_void_p
+    loaded.detloss_large_pages.argtypes, loaded.detloss_large_pages.restype = [pointer, ctypes.c_int64], None
     loaded.detloss_instruction_set.restype = ctypes.c_char_p
     for name in ("sigmoid", "softmax", "boxes", "coordinates"):
         getattr(loaded, f"detloss_{name}").argtypes = [pointer, ctypes.c_int, pointer]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import ELEMENT, POSITION, class_layout, element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, pointer, spread_out
+from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh_like, pointer, spread_out
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "refuses", "run"]
@@ -73,7 +73,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     lost = call.op == "quality_focal"
     result = None
     if need_grad:
-        result = torch.empty_like(pred)
+        result = fresh_like(pred)
     elif each:
         result = torch.empty(loss_shape(call) if lost else pred.shape, dtype=torch.float32)
     arguments = _Sigmoid(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import Layout, class_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, pointer, readable, spread_out
+from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh_like, pointer, readable, spread_out
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "refuses", "run"]
@@ -51,7 +51,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     above, _ = spread_out(upstream, call, layout, True)
     index = None if call.index is None else call.index.to(torch.int64).contiguous()
     class_weight, alpha = as_fp32(call.class_weight), as_fp32(call.alpha)
-    result = torch.empty_like(pred) if need_grad else torch.empty(loss_shape(call), dtype=torch.float32) if each else None
+    result = fresh_like(pred) if need_grad else torch.empty(loss_shape(call), dtype=torch.float32) if each else None
     gamma, smoothing = (*call.numbers, 0.0, 0.0)[:2] if call.op == "softmax_focal" else (0.0, *call.numbers, 0.0)[:2]
     arguments = _Softmax(
         pointer(pred), pointer(index), pointer(target), pointer(weight), pointer(above), pointer(class_weight), pointer(alpha),
