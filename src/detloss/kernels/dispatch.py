@@ -123,7 +123,7 @@ class _Total(torch.autograd.Function):
     def forward(ctx: Any, pred: Tensor, result: tuple[Tensor, Tensor], backend: Backend, reference: Formula) -> Tensor:
         total, grad = result
         ctx.save_for_backward(pred, grad)
-        ctx.backend, ctx.reference = backend, reference
+        ctx.backend, ctx.reference, ctx.given_out = backend, reference, False
         return total
 
     @staticmethod
@@ -132,9 +132,12 @@ class _Total(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _differentiable_gradient(pred, upstream[0], ctx.reference), None, None, None
         keep = _kept_graph()
-        if not keep:
+        in_place = not keep and not ctx.given_out  # else the caller of an earlier pass may hold this very gradient
+        if keep:
+            ctx.given_out = True
+        else:
             ctx.reference = None
-        return ctx.backend.rescale(grad, upstream[0], not keep), None, None, None
+        return ctx.backend.rescale(grad, upstream[0], in_place), None, None, None
 
 
 class _Elements(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.selection import fused_backend
 
-__all__ = ["opaque_elements", "opaque_total"]
+__all__ = ["arguments_of", "opaque_elements", "opaque_total"]
 
 _TENSORS = "Tensor? index, Tensor? target, Tensor? score, Tensor? weight, Tensor? class_weight, Tensor? alpha"
 _CALL = f"Tensor pred, {_TENSORS}, str backend, str op, int ignore_index, float[] numbers"
@@ -31,7 +31,8 @@ def _call(arguments: tuple[Any, ...]) -> tuple[str, Call]:
     )
 
 
-def _arguments(name: str, call: Call) -> tuple[Any, ...]:
+def arguments_of(name: str, call: Call) -> tuple[Any, ...]:
+    """What all operators begin with."""
     return call.pred, *call.tensors(), name, call.op, call.ignore_index, list(call.numbers)
 
 
@@ -110,11 +111,11 @@ def opaque_total(name: str, call: Call, factor: float, divisor: Tensor | None) -
     if divisor is None:
         divisor = torch.full((), factor, dtype=torch.float32, device=pred.device).reciprocal()
     need_grad = torch.is_grad_enabled() and pred.requires_grad
-    total: Tensor = torch.ops.detloss.total(*_arguments(name, call), divisor, need_grad)[0]
+    total: Tensor = torch.ops.detloss.total(*arguments_of(name, call), divisor, need_grad)[0]
     return total
 
 
 def opaque_elements(name: str, call: Call) -> Tensor:
     """:meth:`Backend.elements` as one operator."""
-    loss: Tensor = torch.ops.detloss.elements(*_arguments(name, call))
+    loss: Tensor = torch.ops.detloss.elements(*arguments_of(name, call))
     return loss

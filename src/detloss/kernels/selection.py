@@ -16,7 +16,7 @@ from detloss.checks import check_option
 from detloss.kernels.contract import OPS, Backend, Call
 from detloss.values import value_checks_enabled
 
-__all__ = ["Choice", "backend", "choose", "constant_while_compiling", "fused_backend", "use"]
+__all__ = ["Choice", "backend", "choose", "constant_while_compiling", "fused_backend", "operation_of", "use"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Mode: TypeAlias = Literal["auto", "reference", "native", "triton"]
@@ -183,7 +183,7 @@ def fused_backend(name: str) -> Backend:
     return _loaded[name]
 
 
-def _operation(loss: Any) -> str:
+def operation_of(loss: Any) -> str:
     """Operation of a loss given as a module, a function or the name of either; empty when it has no kernel."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     if getattr(loss, "use_mask", False):
@@ -203,7 +203,7 @@ def backend(loss: Any = None, tensor: Tensor | None = None) -> Choice:
     >>> str(backend("ap_loss"))
     'reference: ap_loss has no kernel'
     """
-    op = "giou" if loss is None else _operation(loss)
+    op = "giou" if loss is None else operation_of(loss)
     if not op:
         name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         return Choice("reference", f"{name} has no kernel")

@@ -1,13 +1,15 @@
 // L1, smooth L1 and squared error of numbers one by one. Included once per instruction set.
 
-struct Loop1 { float loss, slope; };
+struct Distance { float loss, slope; };
 
-template <int OP> INLINE Loop1 difference(float x, float t, float beta) {
+INLINE float sign_or_nan(float x) { return x == x ? sign(x) : x; }
+
+template <int OP> INLINE Distance difference(float x, float t, float beta) {
   const float d = x - t, size = __builtin_fabsf(d);
   if (OP == Coordinates::SQUARED) return {d * d, 2.0f * d};
-  if (OP == Coordinates::ABSOLUTE) return {size, sign(d)};
+  if (OP == Coordinates::ABSOLUTE) return {size, sign_or_nan(d)};
   const float inverse = 1.0f / beta;
-  return {size < beta ? 0.5f * d * d * inverse : size - 0.5f * beta, size < beta ? d * inverse : sign(d)};
+  return {size < beta ? 0.5f * d * d * inverse : size - 0.5f * beta, size < beta ? d * inverse : sign_or_nan(d)};
 }
 
 template <int OP, bool GRAD, bool W>
@@ -16,7 +18,7 @@ static float coordinate_loop(const float* __restrict x, const float* __restrict 
   float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) {
-    const Loop1 c = difference<OP>(x[i], t[i], beta);
+    const Distance c = difference<OP>(x[i], t[i], beta);
     const float loss = !W ? c.loss : w[i] == 0.0f ? 0.0f : w[i] * c.loss;
     sum += loss;
     const float slope = !W ? scale * c.slope : w[i] == 0.0f ? 0.0f : w[i] * scale * c.slope;

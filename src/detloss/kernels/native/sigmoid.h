@@ -143,9 +143,10 @@ struct SigmoidLoss {
     if (a.grad) store(a.grad, a.type, base, n, out);
     if (by_position) {
       for (int64_t r = 0; r < rows; r++) {
-        float sum = column ? a.out[row + r] : 0.0f;
+        float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
         for (int64_t c = 0; c < columns; c++) sum += out[r * columns + c];
-        a.out[row + r] = sum;
+        a.out[row + r] = column ? a.out[row + r] + sum : sum;
       }
     }
   }
