@@ -15,7 +15,17 @@ from detloss.checks import check_float, check_option, check_positive, check_same
 from detloss.types import NormalizerMode, Number, Reduction
 from detloss.values import value_checks_enabled
 
-__all__ = ["Normalizer", "NormalizerConfig", "check_reduction", "global_count", "mute", "reduce_loss", "sum_over_ranks"]
+__all__ = [
+    "Normalizer",
+    "NormalizerConfig",
+    "check_reduction",
+    "check_weight",
+    "global_count",
+    "mute",
+    "reduce_loss",
+    "scale_of",
+    "sum_over_ranks",
+]
 
 REDUCTIONS: tuple[str, ...] = get_args(Reduction)
 NORMALIZERS: tuple[str, ...] = get_args(NormalizerMode)
@@ -40,14 +50,19 @@ def check_reduction(where: str, reduction: object, avg_factor: Number | Tensor |
         raise ValueError(f"{where}: avg_factor must be >= 0; got {float(avg_factor):g}")
 
 
-def _align_weight(where: str, weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """``weight`` over the leading dimensions of ``shape``, with ones appended so that it acts on rows."""
+def check_weight(where: str, weight: Tensor, shape: Sequence[int]) -> None:
+    """Raise unless ``weight`` is a tensor over the leading dimensions of ``shape``, that of the element-wise loss."""
     check_tensor(where, "weight", weight)
     if tuple(weight.shape) != tuple(shape[: weight.ndim]):
         raise ValueError(
             f"{where}: weight must have the leading dimensions of the element-wise loss {list(shape)}; "
             f"got weight {shape_of(weight)}"
         )
+
+
+def _align_weight(where: str, weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """``weight`` over the leading dimensions of ``shape``, with ones appended so that it acts on rows."""
+    check_weight(where, weight, shape)
     return weight.reshape(*weight.shape, *(1,) * (len(shape) - weight.ndim))
 
 
@@ -118,6 +133,25 @@ def reduce_loss(
     if avg_factor > 0:
         return total / avg_factor
     return torch.where(torch.zeros_like(total, dtype=torch.bool), total, 0.0)
+
+
+def scale_of(reduction: Reduction, avg_factor: Number | Tensor | None, count: int) -> tuple[float, Tensor | None]:
+    """What :func:`reduce_loss` multiplies Σ w·l by, for kernels that sum: (factor, divisor).
+
+    The scale is ``factor``, or with a divisor (a one-element tensor, not read here) ``factor / divisor`` where it is above 0
+    and 0 elsewhere.
+
+    Args:
+        reduction: ``"mean"`` or ``"sum"``.
+        avg_factor: as for :func:`reduce_loss`.
+        count: number of elements of the element-wise loss.
+    """
+    if reduction == "sum":
+        return 1.0, None
+    if isinstance(avg_factor, Tensor):
+        return 1.0, avg_factor
+    divisor = max(count, 1) if avg_factor is None else avg_factor
+    return (1.0 / divisor if divisor > 0 else 0.0), None
 
 
 def _world_size() -> int:

@@ -6,6 +6,7 @@ from detloss.functional.distribution import distribution_focal_loss
 from detloss.functional.federated import federated_loss, sample_federated_classes
 from detloss.functional.focal import sigmoid_focal_loss, softmax_focal_loss
 from detloss.functional.focusing import asymmetric_loss, poly1_focal_loss
+from detloss.functional.fused_linear import fused_linear_sigmoid_loss
 from detloss.functional.gaussian_boxes import gwd_loss, kld_loss, nwd_loss, probiou_loss
 from detloss.functional.harmonized import ghm_classification_loss, ghm_regression_loss
 from detloss.functional.iou import ciou_loss, diou_loss, eiou_loss, giou_loss, iou_loss, siou_loss
@@ -38,6 +39,7 @@ __all__ = [
     "equalization_v2_loss",
     "federated_loss",
     "focal_eiou_loss",
+    "fused_linear_sigmoid_loss",
     "gaussian_focal_loss",
     "ghm_classification_loss",
     "ghm_regression_loss",

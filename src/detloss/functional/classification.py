@@ -15,18 +15,22 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import check_non_negative, upcast
+from detloss.checks import check_non_negative
 from detloss.functional.targets import (
     CLASS_DIM,
     ClassIndex,
+    as_targets,
     class_index,
     class_weights,
     dense_target,
+    flat,
     is_class_index,
     of_own_class,
     put_positive,
 )
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
+from detloss.reduction import check_reduction
 from detloss.types import ClassWeights, Number, Reduction
 
 __all__ = ["binary_cross_entropy_loss", "cross_entropy_loss"]
@@ -90,19 +94,23 @@ def cross_entropy_loss(
     indexed = is_class_index(where, pred, target)
     if pred.ndim not in (2, 4):
         raise ValueError(f"{where}: logits must be [N, C] or [B, C, H, W]; got {list(pred.shape)}")
-    shape = pred.shape[:1] + pred.shape[2:]
-    pred = mute(where, upcast(pred), weight, shape, reduced_dim=CLASS_DIM)
     per_class = class_weights(where, "class_weight", class_weight, pred)
-    if indexed:
+    if indexed and avg_non_ignore:
+        avg_factor = count_valid(target != ignore_index, reduction, avg_factor)
+
+    def formula(pred: Tensor) -> Tensor:
+        if not indexed:
+            log_p = torch_f.log_softmax(pred, dim=CLASS_DIM)
+            return _softmax_from_dense(log_p, dense_target(where, pred, target), per_class, label_smoothing)
         found = class_index(where, pred, target, ignore_index, background=False)
         log_p = torch_f.log_softmax(torch.where(found.valid, pred, 0.0), dim=CLASS_DIM)
-        loss = _softmax_from_index(log_p, found, per_class, label_smoothing)
-        if avg_non_ignore:
-            avg_factor = count_valid(found.valid, reduction, avg_factor)
-    else:
-        log_p = torch_f.log_softmax(pred, dim=CLASS_DIM)
-        loss = _softmax_from_dense(log_p, dense_target(where, pred, target), per_class, label_smoothing)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+        return _softmax_from_index(log_p, found, per_class, label_smoothing)
+
+    call = Call(
+        "cross_entropy", pred, **as_targets(target, indexed), weight=weight, class_weight=flat(per_class),
+        ignore_index=ignore_index, numbers=(label_smoothing,),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)
 
 
 def binary_cross_entropy(pred: Tensor, target: Tensor | float, positive_weight: Tensor | None = None) -> Tensor:
@@ -150,9 +158,15 @@ def binary_cross_entropy_loss(
     check_smoothing(where, label_smoothing)
     check_reduction(where, reduction, avg_factor)
     indexed = is_class_index(where, pred, target)
-    pred = mute(where, upcast(pred), weight, pred.shape)
     per_class = class_weights(where, "class_weight", class_weight, pred)
-    if indexed:
+    if indexed and avg_non_ignore:
+        valid = (target != ignore_index).unsqueeze(CLASS_DIM).expand_as(pred)
+        avg_factor = count_valid(valid, reduction, avg_factor)
+
+    def formula(pred: Tensor) -> Tensor:
+        if not indexed:
+            soft = dense_target(where, pred, target) * (1 - label_smoothing) + label_smoothing / 2
+            return binary_cross_entropy(pred, soft, per_class)
         found = class_index(where, pred, target, ignore_index, background=True)
         pred = torch.where(found.valid, pred, 0.0)
         own, own_weight = of_own_class(pred, found), None if per_class is None else of_own_class(per_class, found)
@@ -161,10 +175,10 @@ def binary_cross_entropy_loss(
             binary_cross_entropy(own, 1 - label_smoothing / 2, own_weight),
             found,
         )
-        loss = torch.where(found.valid, loss, 0.0)
-        if avg_non_ignore:
-            avg_factor = count_valid(found.valid.expand_as(loss), reduction, avg_factor)
-    else:
-        soft = dense_target(where, pred, target) * (1 - label_smoothing) + label_smoothing / 2
-        loss = binary_cross_entropy(pred, soft, per_class)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+        return torch.where(found.valid, loss, 0.0)
+
+    call = Call(
+        "binary_cross_entropy", pred, **as_targets(target, indexed), weight=weight, class_weight=flat(per_class),
+        ignore_index=ignore_index, numbers=(label_smoothing,),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import check_float, check_real, check_same_device, shape_of, upcast_pair
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.checks import check_float, check_real, check_same_device, shape_of
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
+from detloss.reduction import check_reduction
 from detloss.types import Number, Reduction
 
 __all__ = ["distribution_focal_loss"]
@@ -47,11 +49,14 @@ def distribution_focal_loss(
             f"got pred {shape_of(pred)} and target {shape_of(target)}"
         )
     last = pred.shape[-1] - 1
-    pred, distance = upcast_pair(mute(where, pred, weight, target.shape, reduced_dim=-1), target)
-    distance = distance.clamp(0, last)
-    left = torch.nan_to_num(distance).floor().clamp(max=last - 1)
-    share = (distance - left).unsqueeze(-1)
-    index = left.long().unsqueeze(-1)
-    log_p = torch_f.log_softmax(pred, dim=-1)
-    loss = -((1 - share) * log_p.gather(-1, index) + share * log_p.gather(-1, index + 1)).squeeze(-1)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def formula(pred: Tensor) -> Tensor:
+        distance = target.to(pred.dtype).clamp(0, last)
+        left = torch.nan_to_num(distance).floor().clamp(max=last - 1)
+        share = (distance - left).unsqueeze(-1)
+        index = left.long().unsqueeze(-1)
+        log_p = torch_f.log_softmax(pred, dim=-1)
+        return -((1 - share) * log_p.gather(-1, index) + share * log_p.gather(-1, index + 1)).squeeze(-1)
+
+    call = Call("distribution_focal", pred, target=target, weight=weight)
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

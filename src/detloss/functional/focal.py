@@ -11,23 +11,27 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import check_non_negative, shape_of, upcast
+from detloss.checks import check_non_negative, shape_of
 from detloss.functional.classification import binary_cross_entropy, check_smoothing
 from detloss.functional.targets import (
     CLASS_DIM,
     ClassIndex,
+    as_targets,
     class_index,
     class_weights,
     dense_target,
+    flat,
     is_class_index,
     of_own_class,
     put_positive,
 )
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
+from detloss.reduction import check_reduction
 from detloss.types import ClassWeights, Number, Reduction
 from detloss.values import check_unit_interval
 
-__all__ = ["as_logits", "power", "sigmoid_focal_loss", "softmax_focal_loss"]
+__all__ = ["alpha_factors", "as_logits", "power", "sigmoid_focal_loss", "softmax_focal_loss"]
 
 
 def power(base: Tensor, exponent: float) -> Tensor:
@@ -47,7 +51,7 @@ def as_logits(where: str, pred: Tensor, activated: bool) -> Tensor:
     return torch.logit(pred, eps=torch.finfo(pred.dtype).eps)
 
 
-def _alpha(
+def alpha_factors(
     where: str, alpha: float | Sequence[float] | Tensor | None, pred: Tensor
 ) -> tuple[Tensor | float | None, Tensor | float | None]:
     """Factors of positives and negatives: α and 1 − α, per class when ``alpha`` is a sequence, ``None`` without."""
@@ -67,6 +71,18 @@ def _alpha(
 
 def _times(loss: Tensor, factor: Tensor | float | None) -> Tensor:
     return loss if factor is None else loss * factor
+
+
+def _number(factor: Tensor | float | None) -> float:
+    """A factor that is one for all classes; 1 where there is none or one per class."""
+    return factor if isinstance(factor, float) else 1.0
+
+
+def _every_class(factor: Tensor | float | None, pred: Tensor) -> Tensor | None:
+    """A factor as ``[C]``, one number per class."""
+    if isinstance(factor, float):
+        return torch.full((pred.shape[CLASS_DIM],), factor, dtype=torch.float32, device=pred.device)
+    return flat(factor)
 
 
 def sigmoid_focal_loss(
@@ -105,10 +121,17 @@ def sigmoid_focal_loss(
     check_smoothing(where, label_smoothing)
     check_reduction(where, reduction, avg_factor)
     indexed = is_class_index(where, pred, target)
-    pred = as_logits(where, mute(where, upcast(pred), weight, pred.shape), activated)
     per_class = class_weights(where, "class_weight", class_weight, pred)
-    high, low = _alpha(where, alpha, pred)
-    if indexed:
+    high, low = alpha_factors(where, alpha, pred)
+
+    def formula(pred: Tensor) -> Tensor:
+        pred = as_logits(where, pred, activated)
+        if not indexed:
+            y = dense_target(where, pred, target)
+            entropy = binary_cross_entropy(pred, y * (1 - label_smoothing) + label_smoothing / 2, per_class)
+            missing = y * (-pred).sigmoid() + (1 - y) * pred.sigmoid()
+            loss = power(missing, gamma) * entropy
+            return loss if high is None or low is None else loss * (high * y + low * (1 - y))
         found = class_index(where, pred, target, ignore_index, background=True)
         pred = torch.where(found.valid, pred, 0.0)
         negative = power(pred.sigmoid(), gamma) * binary_cross_entropy(pred, label_smoothing / 2, per_class)
@@ -117,15 +140,13 @@ def sigmoid_focal_loss(
         own_alpha = of_own_class(high, found) if isinstance(high, Tensor) else high
         positive = power((-own).sigmoid(), gamma) * binary_cross_entropy(own, 1 - label_smoothing / 2, own_weight)
         loss = put_positive(_times(negative, low), _times(positive, own_alpha), found)
-        loss = torch.where(found.valid, loss, 0.0)
-    else:
-        y = dense_target(where, pred, target)
-        entropy = binary_cross_entropy(pred, y * (1 - label_smoothing) + label_smoothing / 2, per_class)
-        missing = y * (-pred).sigmoid() + (1 - y) * pred.sigmoid()
-        loss = power(missing, gamma) * entropy
-        if high is not None and low is not None:
-            loss = loss * (high * y + low * (1 - y))
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+        return torch.where(found.valid, loss, 0.0)
+
+    call = Call(
+        "sigmoid_focal", pred, **as_targets(target, indexed), weight=weight, class_weight=flat(per_class), alpha=flat(high),
+        ignore_index=ignore_index, numbers=(gamma, _number(high), _number(low), label_smoothing),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=not activated)
 
 
 def _odds_against(pred: Tensor, target: ClassIndex) -> Tensor:
@@ -175,21 +196,26 @@ def softmax_focal_loss(
     indexed = is_class_index(where, pred, target)
     if pred.ndim not in (2, 4):
         raise ValueError(f"{where}: logits must be [N, C] or [B, C, H, W]; got {shape_of(pred)}")
-    pred = mute(where, upcast(pred), weight, pred.shape[:1] + pred.shape[2:], reduced_dim=CLASS_DIM)
-    factor = _times(torch.ones_like(pred[:1]), _alpha(where, alpha, pred)[0])
-    factor = _times(factor, class_weights(where, "class_weight", class_weight, pred))
-    if indexed:
-        found = class_index(where, pred, target, ignore_index, background=False)
-        pred = torch.where(found.valid, pred, 0.0)
-        odds = _odds_against(pred, found)
-        own = power(odds.sigmoid(), gamma) * -torch_f.logsigmoid(-odds) * of_own_class(factor, found)
-        loss = (1 - label_smoothing) * own.squeeze(CLASS_DIM)
-    else:
-        y = dense_target(where, pred, target)
-        every = _softmax_terms(pred, gamma) * factor
-        loss = (1 - label_smoothing) * torch.where(y == 0, 0.0, y * every).sum(CLASS_DIM)
-    if label_smoothing:
-        loss = loss + label_smoothing * (_softmax_terms(pred, gamma) * factor).mean(CLASS_DIM)
-    if indexed:
-        loss = torch.where(found.foreground.squeeze(CLASS_DIM), loss, 0.0)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+    per_class, high = class_weights(where, "class_weight", class_weight, pred), alpha_factors(where, alpha, pred)[0]
+
+    def formula(pred: Tensor) -> Tensor:
+        factor = _times(_times(torch.ones_like(pred[:1]), high), per_class)
+        if indexed:
+            found = class_index(where, pred, target, ignore_index, background=False)
+            pred = torch.where(found.valid, pred, 0.0)
+            odds = _odds_against(pred, found)
+            own = power(odds.sigmoid(), gamma) * -torch_f.logsigmoid(-odds) * of_own_class(factor, found)
+            loss = (1 - label_smoothing) * own.squeeze(CLASS_DIM)
+        else:
+            y = dense_target(where, pred, target)
+            every = _softmax_terms(pred, gamma) * factor
+            loss = (1 - label_smoothing) * torch.where(y == 0, 0.0, y * every).sum(CLASS_DIM)
+        if label_smoothing:
+            loss = loss + label_smoothing * (_softmax_terms(pred, gamma) * factor).mean(CLASS_DIM)
+        return torch.where(found.foreground.squeeze(CLASS_DIM), loss, 0.0) if indexed else loss
+
+    call = Call(
+        "softmax_focal", pred, **as_targets(target, indexed), weight=weight, class_weight=flat(per_class),
+        alpha=_every_class(high, pred), ignore_index=ignore_index, numbers=(gamma, label_smoothing),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

@@ -23,7 +23,8 @@ from torch import Tensor
 from detloss.checks import check_at_least, check_boxes, check_non_negative, check_option, check_positive
 from detloss.geometry.boxes import BOX_FORMATS
 from detloss.geometry.iou import SMALLEST_SIDE, Overlap, overlap
-from detloss.reduction import mute, reduce_loss
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.types import BoxFormat, Number, Reduction
 
 __all__ = ["ciou_loss", "diou_loss", "eiou_loss", "giou_loss", "iou_loss", "siou_loss"]
@@ -43,14 +44,23 @@ def overlap_loss(
     weight: Tensor | None,
     avg_factor: Number | Tensor | None,
     reduction: Reduction,
+    kernel: tuple[str, float] | tuple[str] | None = None,
 ) -> Tensor:
-    """Check, compare, add the price of an inverted prediction, reduce: what all members of the family share."""
+    """Check, compare, add the price of an inverted prediction, reduce: what all members of the family share.
+
+    ``kernel`` names the operation of :mod:`detloss.kernels.contract` that computes the same cost, and its further number.
+    """
     check_boxes(where, pred, target)
     check_option(where, "box_format", box_format, BOX_FORMATS)
     check_positive(where, eps=eps)
-    pred = mute(where, pred, weight, pred.shape[:-1], reduced_dim=-1)
-    pair = overlap(pred, target, box_format, eps)
-    return reduce_loss(cost(pair) + pair.inverted, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def formula(pred: Tensor) -> Tensor:
+        pair = overlap(pred, target, box_format, eps)
+        return cost(pair) + pair.inverted
+
+    op, *extra = kernel or ("giou",)
+    call = Call(op, pred, target=target, weight=weight, numbers=(eps, float(BOX_FORMATS.index(box_format)), *extra))
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=kernel is not None)
 
 
 def iou_loss(
@@ -83,6 +93,7 @@ def iou_loss(
     return overlap_loss(
         "iou_loss", cost, pred, target,
         eps=eps, box_format=box_format, weight=weight, avg_factor=avg_factor, reduction=reduction,
+        kernel=("iou", float(IOU_MODES.index(mode))),
     )  # fmt: skip
 
 
@@ -111,6 +122,7 @@ def giou_loss(
     return overlap_loss(
         "giou_loss", giou_cost, pred, target,
         eps=eps, box_format=box_format, weight=weight, avg_factor=avg_factor, reduction=reduction,
+        kernel=("giou",),
     )  # fmt: skip
 
 
@@ -165,6 +177,7 @@ def diou_loss(
     return overlap_loss(
         "diou_loss", diou_cost, pred, target,
         eps=eps, box_format=box_format, weight=weight, avg_factor=avg_factor, reduction=reduction,
+        kernel=("diou",),
     )  # fmt: skip
 
 
@@ -210,6 +223,7 @@ def ciou_loss(
     return overlap_loss(
         "ciou_loss", lambda pair: ciou_cost(pair, eps, alpha_threshold), pred, target,
         eps=eps, box_format=box_format, weight=weight, avg_factor=avg_factor, reduction=reduction,
+        kernel=("ciou", -1.0 if alpha_threshold is None else alpha_threshold),
     )  # fmt: skip
 
 
@@ -243,6 +257,7 @@ def eiou_loss(
     return overlap_loss(
         "eiou_loss", eiou_cost, pred, target,
         eps=eps, box_format=box_format, weight=weight, avg_factor=avg_factor, reduction=reduction,
+        kernel=("eiou",),
     )  # fmt: skip
 
 
@@ -294,4 +309,5 @@ def siou_loss(
     return overlap_loss(
         "siou_loss", lambda pair: siou_cost(pair, eps, theta), pred, target,
         eps=eps, box_format=box_format, weight=weight, avg_factor=avg_factor, reduction=reduction,
+        kernel=("siou", theta),
     )  # fmt: skip

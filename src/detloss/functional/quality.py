@@ -8,19 +8,36 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from detloss.checks import check_non_negative, check_real, check_same_shape, shape_of, upcast, upcast_pair
+from detloss.checks import check_non_negative, check_real, check_same_shape, shape_of, upcast
 from detloss.functional.classification import binary_cross_entropy
 from detloss.functional.focal import as_logits, power
-from detloss.functional.targets import CLASS_DIM, class_index, dense_target, is_class_index, of_own_class, put_positive
+from detloss.functional.targets import (
+    CLASS_DIM,
+    ClassIndex,
+    class_index,
+    dense_target,
+    is_class_index,
+    of_own_class,
+    put_positive,
+)
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.reduction import check_reduction, mute, reduce_loss
 from detloss.types import Number, Reduction
 from detloss.values import check_unit_interval
 
-__all__ = ["centerness_loss", "gaussian_focal_loss", "label_and_score", "quality_focal_loss", "varifocal_loss"]
+__all__ = [
+    "centerness_loss",
+    "gaussian_focal_loss",
+    "label_and_score",
+    "label_with_score",
+    "quality_focal_loss",
+    "varifocal_loss",
+]
 
 
-def label_and_score(where: str, pred: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """The two parts of a ``(label, score)`` target: indices and scores of the same shape."""
+def label_with_score(where: str, pred: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The two parts of a ``(label, score)`` target: indices and scores of the same shape, their values not yet checked."""
     if not isinstance(target, (tuple, list)) or len(target) != 2:
         raise TypeError(f"{where}: target must be a tensor of the logits' shape or (label, score); got {type(target).__name__}")
     label, score = target
@@ -29,8 +46,25 @@ def label_and_score(where: str, pred: Tensor, target: Tensor | tuple[Tensor, Ten
         raise ValueError(f"{where}: label must hold class indices, [N] for logits [N, C]; got {shape_of(label)}")
     if label.shape != score.shape:
         raise ValueError(f"{where}: label and score must have the same shape; got {shape_of(label)} and {shape_of(score)}")
+    return label, score
+
+
+def label_and_score(where: str, pred: Tensor, target: Tensor | tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The two parts of a ``(label, score)`` target: indices, and checked scores with a class dimension of 1."""
+    label, score = label_with_score(where, pred, target)
     check_unit_interval(where, "scores", score)
     return label, score.to(pred.dtype).unsqueeze(CLASS_DIM)
+
+
+def foreground_score(where: str, score: Tensor, pred: Tensor, found: ClassIndex) -> Tensor:
+    """Checked scores shaped to go with the column of the class; 0 where there is no class."""
+    check_unit_interval(where, "scores", score)
+    return torch.where(found.foreground, score.to(pred.dtype).unsqueeze(CLASS_DIM), 0.0)
+
+
+def quality_targets(label: Tensor, score: Tensor, dense: bool) -> dict[str, Tensor]:
+    """The targets under the names that a kernel call gives them."""
+    return {"target": score} if dense else {"index": label, "score": score}
 
 
 def quality_focal_loss(
@@ -62,26 +96,29 @@ def quality_focal_loss(
     check_non_negative(where, beta=beta)
     check_reduction(where, reduction, avg_factor)
     dense = isinstance(target, Tensor)
-    label, score = (target, target) if isinstance(target, Tensor) else label_and_score(where, pred, target)
+    label, score = (target, target) if isinstance(target, Tensor) else label_with_score(where, pred, target)
     if dense and (is_class_index(where, pred, label) or pred.ndim not in (2, 4)):
         raise ValueError(
             f"{where}: target must be (label, score) or a dense tensor of the shape of the logits [N, C] or [B, C, H, W]; "
             f"got pred {shape_of(pred)} and target {shape_of(label)}"
         )
-    pred = mute(where, upcast(pred), weight, pred.shape[:1] + pred.shape[2:], reduced_dim=CLASS_DIM)
-    pred = as_logits(where, pred, activated)
-    if dense:
-        y = dense_target(where, pred, score)
-        loss = power((y - pred.sigmoid()).abs(), beta) * binary_cross_entropy(pred, y)
-        return reduce_loss(loss.sum(CLASS_DIM), weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
-    found = class_index(where, pred, label, ignore_index, background=True)
-    pred = torch.where(found.valid, pred, 0.0)
-    own = of_own_class(pred, found)
-    score = torch.where(found.foreground, score.to(pred.dtype), 0.0)
-    negative = power(pred.sigmoid(), beta) * binary_cross_entropy(pred, 0.0)
-    positive = power((score - own.sigmoid()).abs(), beta) * binary_cross_entropy(own, score)
-    loss = torch.where(found.valid, put_positive(negative, positive, found), 0.0).sum(CLASS_DIM)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def formula(pred: Tensor) -> Tensor:
+        pred = as_logits(where, pred, activated)
+        if dense:
+            y = dense_target(where, pred, score)
+            return (power((y - pred.sigmoid()).abs(), beta) * binary_cross_entropy(pred, y)).sum(CLASS_DIM)
+        found = class_index(where, pred, label, ignore_index, background=True)
+        pred = torch.where(found.valid, pred, 0.0)
+        own, own_score = of_own_class(pred, found), foreground_score(where, score, pred, found)
+        negative = power(pred.sigmoid(), beta) * binary_cross_entropy(pred, 0.0)
+        positive = power((own_score - own.sigmoid()).abs(), beta) * binary_cross_entropy(own, own_score)
+        return torch.where(found.valid, put_positive(negative, positive, found), 0.0).sum(CLASS_DIM)
+
+    call = Call(
+        "quality_focal", pred, **quality_targets(label, score, dense), weight=weight, ignore_index=ignore_index, numbers=(beta,)
+    )
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=not activated)
 
 
 def varifocal_loss(
@@ -119,20 +156,27 @@ def varifocal_loss(
         factor = torch.where(q > 0, q if iou_weighted else 1.0, alpha * power(x.sigmoid(), gamma))
         return factor * binary_cross_entropy(x, q)
 
+    dense = isinstance(target, Tensor)
     if isinstance(target, Tensor):
         check_same_shape(where, pred, target)
-        pred = mute(where, upcast(pred), weight, pred.shape)
-        loss = quality_term(pred, dense_target(where, pred, target))
+        label, score = target, target
     else:
-        label, score = label_and_score(where, pred, target)
-        pred = mute(where, upcast(pred), weight, pred.shape)
+        label, score = label_with_score(where, pred, target)
+
+    def formula(pred: Tensor) -> Tensor:
+        if dense:
+            return quality_term(pred, dense_target(where, pred, score))
         found = class_index(where, pred, label, ignore_index, background=True)
         pred = torch.where(found.valid, pred, 0.0)
         negative = alpha * power(pred.sigmoid(), gamma) * binary_cross_entropy(pred, 0.0)
-        score = torch.where(found.foreground, score.to(pred.dtype), 0.0)
-        loss = put_positive(negative, quality_term(of_own_class(pred, found), score), found)
-        loss = torch.where(found.valid, loss, 0.0)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+        positive = quality_term(of_own_class(pred, found), foreground_score(where, score, pred, found))
+        return torch.where(found.valid, put_positive(negative, positive, found), 0.0)
+
+    call = Call(
+        "varifocal", pred, **quality_targets(label, score, dense), weight=weight, ignore_index=ignore_index,
+        numbers=(alpha, gamma, float(iou_weighted)),
+    )  # fmt: skip
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)
 
 
 def gaussian_focal_loss(
@@ -195,6 +239,9 @@ def centerness_loss(
     where = "centerness_loss"
     check_same_shape(where, pred, target)
     check_reduction(where, reduction, avg_factor)
-    pred, target = upcast_pair(mute(where, pred, weight, pred.shape), target)
-    loss = binary_cross_entropy(pred, dense_target(where, pred, target))
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def formula(pred: Tensor) -> Tensor:
+        return binary_cross_entropy(pred, dense_target(where, pred, target))
+
+    call = Call("binary_cross_entropy", pred, target=target, weight=weight, numbers=(0.0,))
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

@@ -7,29 +7,40 @@ Arguments shared by every function here: ``pred`` and ``target`` of the same sha
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import check_non_negative, check_positive, check_same_shape, upcast_pair
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.checks import check_non_negative, check_positive, check_same_shape
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.types import Number, Reduction
 
 __all__ = ["balanced_l1_loss", "l1_loss", "mse_loss", "smooth_l1_loss"]
 
 
-def _prepare(
+def _of_difference(
     where: str,
+    cost: Callable[[Tensor], Tensor],
     pred: Tensor,
     target: Tensor,
+    *,
     weight: Tensor | None,
-    reduction: Reduction,
     avg_factor: Number | Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    reduction: Reduction,
+    kernel: tuple[str, tuple[float, ...]] | None = None,
+) -> Tensor:
+    """Check and reduce ``cost(pred − target)``; ``kernel`` names the operation that computes the same, and its numbers."""
     check_same_shape(where, pred, target)
-    check_reduction(where, reduction, avg_factor)
-    return upcast_pair(mute(where, pred, weight, pred.shape), target)
+
+    def formula(pred: Tensor) -> Tensor:
+        return cost(pred - target.to(pred.dtype))
+
+    op, numbers = kernel or ("l1", ())
+    call = Call(op, pred, target=target, weight=weight, numbers=numbers)
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=kernel is not None)
 
 
 def l1_loss(
@@ -45,8 +56,9 @@ def l1_loss(
     >>> l1_loss(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 2.0, 3.0, 6.0]]))
     tensor(0.5000)
     """
-    pred, target = _prepare("l1_loss", pred, target, weight, reduction, avg_factor)
-    return reduce_loss((pred - target).abs(), weight=weight, avg_factor=avg_factor, reduction=reduction, where="l1_loss")
+    return _of_difference(
+        "l1_loss", torch.abs, pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction, kernel=("l1", ())
+    )
 
 
 def mse_loss(
@@ -62,8 +74,9 @@ def mse_loss(
     >>> mse_loss(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), torch.tensor([[1.0, 2.0, 3.0, 6.0]]))
     tensor(1.)
     """
-    pred, target = _prepare("mse_loss", pred, target, weight, reduction, avg_factor)
-    return reduce_loss((pred - target).square(), weight=weight, avg_factor=avg_factor, reduction=reduction, where="mse_loss")
+    return _of_difference(
+        "mse_loss", torch.square, pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction, kernel=("mse", ())
+    )
 
 
 def smooth_l1_loss(
@@ -86,9 +99,16 @@ def smooth_l1_loss(
     tensor([0.1250, 2.5000])
     """
     check_non_negative("smooth_l1_loss", beta=beta)
-    pred, target = _prepare("smooth_l1_loss", pred, target, weight, reduction, avg_factor)
-    loss = torch_f.smooth_l1_loss(pred, target, beta=beta, reduction="none") if beta > 0 else (pred - target).abs()
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where="smooth_l1_loss")
+
+    def cost(difference: Tensor) -> Tensor:
+        if beta == 0:
+            return difference.abs()
+        return torch_f.smooth_l1_loss(difference, torch.zeros_like(difference), beta=beta, reduction="none")
+
+    return _of_difference(
+        "smooth_l1_loss", cost, pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction,
+        kernel=("smooth_l1", (beta,)) if beta > 0 else ("l1", ()),
+    )  # fmt: skip
 
 
 def balanced_l1_loss(
@@ -118,10 +138,12 @@ def balanced_l1_loss(
     """
     where = "balanced_l1_loss"
     check_positive(where, alpha=alpha, gamma=gamma, beta=beta)
-    pred, target = _prepare(where, pred, target, weight, reduction, avg_factor)
     b = math.expm1(gamma / alpha)
-    u = (pred - target).abs() / beta
-    inner = u.clamp(max=1.0)
-    inlier = alpha / b * (b * inner + 1) * torch.log1p(b * inner) - alpha * inner
-    loss = beta * torch.where(u < 1, inlier, gamma * u + (gamma / b - alpha))
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def cost(difference: Tensor) -> Tensor:
+        u = difference.abs() / beta
+        inner = u.clamp(max=1.0)
+        inlier = alpha / b * (b * inner + 1) * torch.log1p(b * inner) - alpha * inner
+        return beta * torch.where(u < 1, inlier, gamma * u + (gamma / b - alpha))
+
+    return _of_difference(where, cost, pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction)

@@ -13,9 +13,11 @@ from detloss.values import check_class_indices, check_unit_interval
 
 __all__ = [
     "ClassIndex",
+    "as_targets",
     "class_index",
     "class_weights",
     "dense_target",
+    "flat",
     "is_class_index",
     "of_own_class",
     "put_positive",
@@ -79,7 +81,8 @@ def class_weights(where: str, name: str, weights: ClassWeights | None, pred: Ten
     """Per-class numbers ``[C]`` shaped to multiply ``pred``, or ``None``."""
     if weights is None:
         return None
-    values = torch.as_tensor(weights, dtype=pred.dtype, device=pred.device)
+    dtype = torch.float32 if pred.dtype in (torch.float16, torch.bfloat16) else pred.dtype
+    values = torch.as_tensor(weights, dtype=dtype, device=pred.device)
     classes = pred.shape[CLASS_DIM] if pred.ndim in (2, 4) else None
     if values.shape != (classes,):
         raise ValueError(
@@ -87,6 +90,16 @@ def class_weights(where: str, name: str, weights: ClassWeights | None, pred: Ten
             f"got {shape_of(values)} for pred {shape_of(pred)}"
         )
     return values.view(1, -1, *(1,) * (pred.ndim - 2))
+
+
+def as_targets(target: Tensor, indexed: bool) -> dict[str, Tensor]:
+    """``target`` under the name that a kernel call gives it: ``index`` or ``target``."""
+    return {"index" if indexed else "target": target}
+
+
+def flat(per_class: Tensor | float | None) -> Tensor | None:
+    """Per-class numbers as ``[C]``; ``None`` for one number for all classes."""
+    return per_class.reshape(-1) if isinstance(per_class, Tensor) else None
 
 
 def of_own_class(values: Tensor, target: ClassIndex) -> Tensor:

@@ -5,6 +5,7 @@ from detloss.losses.classification import CrossEntropyLoss, FocalLoss
 from detloss.losses.distillation import KnowledgeDistillationKLDivLoss, LocalizationDistillationLoss
 from detloss.losses.distribution import DistributionFocalLoss
 from detloss.losses.focusing import AsymmetricLoss, Poly1FocalLoss
+from detloss.losses.fused_linear import FusedLinearFocalLoss
 from detloss.losses.gaussian_boxes import GWDLoss, KLDLoss, NWDLoss, ProbIoULoss
 from detloss.losses.harmonized import GHMC, GHMR
 from detloss.losses.iou import CIoULoss, DIoULoss, EIoULoss, GIoULoss, IoULoss, SIoULoss
@@ -45,6 +46,7 @@ __all__ = [
     "FederatedLoss",
     "FocalEIoULoss",
     "FocalLoss",
+    "FusedLinearFocalLoss",
     "GIoULoss",
     "GWDLoss",
     "GaussianFocalLoss",

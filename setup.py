@@ -1,0 +1,46 @@
+"""Builds the native kernels with the package; everything else is in pyproject.toml.
+
+The library is plain C++ with OpenMP and knows neither torch nor Python: it is loaded with ctypes. It is optional: without a
+compiler, or where it does not compile, the package installs without it.
+"""
+
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+FOLDER = Path("src/detloss/kernels/native")
+FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+
+
+class BuildKernels(build_ext):
+    """Compiles with OpenMP where the compiler has it, else for one thread."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Try with OpenMP first."""
+        plain, linked = list(ext.extra_compile_args), list(ext.extra_link_args)
+        ext.extra_compile_args, ext.extra_link_args = [*plain, "-fopenmp"], [*linked, "-fopenmp"]
+        try:
+            super().build_extension(ext)
+        except Exception:
+            ext.extra_compile_args, ext.extra_link_args = [*plain, "-Wno-unknown-pragmas"], linked
+            super().build_extension(ext)
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        """No PyInit function: this is no Python module."""
+        return []
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "detloss.kernels.native._kernels",
+            sources=sorted(str(path) for path in FOLDER.glob("*.cpp")),
+            depends=sorted(str(path) for path in FOLDER.glob("*.h")),
+            extra_compile_args=FLAGS,
+            language="c++",
+            optional=True,
+        )
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

@@ -1,0 +1,59 @@
+"""Tensors in the form that the library reads."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from detloss.kernels.contract import Call
+from detloss.kernels.layout import ELEMENT, ONE, POSITION, Layout, in_order, spread
+from detloss.kernels.native.library import library
+
+__all__ = ["TYPES", "as_fp32", "as_target", "fresh_like", "pointer", "readable", "spread_out"]
+
+# Gradients from this size on are written to large pages where the system grants them; DETLOSS_LARGE_PAGES=0 forbids it.
+LARGE = 8 << 20
+_large_pages = os.environ.get("DETLOSS_LARGE_PAGES", "1").strip() != "0"
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def pointer(x: Tensor | None) -> int | None:
+    """Address of the first element."""
+    return None if x is None else x.data_ptr()
+
+
+def as_fp32(x: Tensor | None) -> Tensor | None:
+    """Contiguous fp32."""
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+def fresh_like(pred: Tensor) -> Tensor:
+    """Memory for a gradient, not yet written."""
+    grad = torch.empty_like(pred)
+    if _large_pages and grad.nbytes >= LARGE:
+        library().detloss_large_pages(grad.data_ptr(), grad.nbytes)
+    return grad
+
+
+def readable(x: Tensor) -> Tensor:
+    """``x`` in a dtype that the library reads."""
+    return x if x.dtype in TYPES else x.to(torch.float32)
+
+
+def as_target(target: Tensor | None, layout: Layout) -> Tensor | None:
+    """A dense target in the layout of the predictions."""
+    return None if target is None else in_order(readable(target), layout)
+
+
+def spread_out(values: Tensor | None, call: Call, layout: Layout, by_class: bool) -> tuple[Tensor | None, int]:
+    """:func:`detloss.kernels.layout.spread`, with one number for all written out per position or element."""
+    found, kind = spread(values, call, layout, by_class)
+    if found is None or kind != ONE:
+        return found, kind
+    positions = layout.outer * layout.inner
+    if by_class:
+        return found.expand(positions).contiguous(), POSITION
+    return found.expand(positions * layout.classes).contiguous(), ELEMENT

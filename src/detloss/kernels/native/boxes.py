@@ -1,0 +1,62 @@
+"""The IoU family: rows of aligned boxes."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from detloss.kernels.contract import BOX_OPS, Call
+from detloss.kernels.native.arguments import TYPES, as_fp32, fresh_like, pointer, readable
+from detloss.kernels.native.library import library
+
+__all__ = ["OPS", "refuses", "run"]
+
+OPS = BOX_OPS
+_KINDS = {"giou": 3, "diou": 4, "ciou": 5, "eiou": 6, "siou": 7}
+
+
+class _Boxes(ctypes.Structure):
+    """``struct Boxes`` of kernels.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("pred", "target", "weight", "upstream", "grad", "out")),
+        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in ("type", "target_type", "kind", "format")),
+        *((name, ctypes.c_float) for name in ("eps", "extra", "scale")),
+    ]
+
+
+def refuses(call: Call) -> str | None:
+    """Every call with a checked form is taken."""
+    return None
+
+
+def _per_row(values: Tensor | None, shape: torch.Size) -> Tensor | None:
+    """Weights over the leading dimensions of the loss as one number per box."""
+    if values is None or values.ndim == len(shape):
+        return as_fp32(values)
+    return as_fp32(values.reshape(*values.shape, *(1,) * (len(shape) - values.ndim)).expand(shape))
+
+
+def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[float, bool, Tensor | None]:
+    """Sum of the weighted losses, that no target can be out of range, and the gradient or, with ``each``, the losses."""
+    pred, target = call.pred.contiguous(), call.target
+    if target is None:
+        raise TypeError(f"{call.op}: boxes to compare with are missing")
+    target = readable(target).contiguous()
+    shape = pred.shape[:-1]
+    weight, above = _per_row(call.weight, shape), _per_row(upstream, shape)
+    result = fresh_like(pred) if need_grad else torch.empty(shape, dtype=torch.float32) if each else None
+    address = pointer(result)
+    eps, box_format, *extra = call.numbers
+    kind = int(extra[0]) if call.op == "iou" else _KINDS[call.op]
+    arguments = _Boxes(
+        pred.data_ptr(), target.data_ptr(), pointer(weight), pointer(above), address if need_grad else None,
+        address if each else None, pred.numel() // 4, TYPES[pred.dtype], TYPES[target.dtype], kind, int(box_format),
+        eps, extra[0] if extra else 0.0, scale,
+    )  # fmt: skip
+    total = ctypes.c_double()
+    library().detloss_boxes(ctypes.byref(arguments), torch.get_num_threads(), ctypes.byref(total))
+    return total.value, False, result

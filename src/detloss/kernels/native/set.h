@@ -1,0 +1,19 @@
+// Everything that is compiled once per instruction set. KERNEL_SET names the namespace, KERNEL_TABLE its entry points.
+
+#include "kernels.h"
+
+namespace detloss {
+namespace KERNEL_SET {
+#include "lanes.h"
+#include "sigmoid_loops.h"
+#include "sigmoid.h"
+#include "boxes_cells.h"
+#include "boxes.h"
+#include "softmax.h"
+#include "coordinates.h"
+}  // namespace KERNEL_SET
+
+extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes, KERNEL_SET::softmax,
+                                             KERNEL_SET::coordinates};
+
+}  // namespace detloss

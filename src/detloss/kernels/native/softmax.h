@@ -1,0 +1,270 @@
+// Losses of a softmax over classes or bins: cross entropy, softmax focal, distribution focal, with their gradients.
+// Included once per instruction set. A tile holds some positions with all their classes: passes over rows (or planes) find
+// maxima and sums, passes over everything side by side take the exponentials, passes over positions the logarithms.
+
+// log(1 + others / own) where own = exp(-gap) and total = own + others: −ln of the share of `own`, with all its digits.
+INLINE float cost_of_share(float own, float others, float total, float gap) {
+  const float ratio = others / at_least(own, SMALLEST), near = log1p_unit(at_most(ratio, 1.0f) / (2.0f + at_most(ratio, 1.0f)));
+  const float far = gap + log_of(at_least(total, SMALLEST));
+  return others < own ? near : far;
+}
+
+struct SoftmaxBuffers {
+  // Per number of a tile.
+  float *gap, *e, *t;
+  // Per position of a tile.
+  float top[TILE], w[TILE], sum[TILE], own_e[TILE], own_gap[TILE], factor[TILE], share[TILE], extra[TILE], loss[TILE];
+  float by_p[TILE], at_own[TILE];
+  int64_t own[TILE];  // where the own class lies in the tile, or -1
+};
+
+// C: number of classes of a row where it is known to the compiler, else 0. A plane has all positions of one class.
+template <int C> struct SoftmaxLoss {
+  const Softmax& a;
+  SoftmaxBuffers& b;
+  Partial& result;
+  const bool planar;
+  int64_t n, position, memory;  // of the tile: positions, the first one, where it lies
+
+  SoftmaxLoss(const Softmax& call, SoftmaxBuffers& buffers, Partial& partial)
+      : a(call), b(buffers), result(partial), planar(call.inner > 1) {}
+
+  MEMBER int64_t classes() const { return C ? C : a.classes; }
+
+  MEMBER int64_t at(int64_t i, int64_t c) const { return planar ? c * n + i : i * classes() + c; }
+
+  MEMBER void load_tile(const void* from, int type, float* to) {
+    if (!planar) return load(from, type, memory, n * classes(), to);
+    for (int64_t c = 0; c < classes(); c++) load(from, type, memory + c * a.inner, n, to + c * n);
+  }
+
+  MEMBER void store_tile(const float* from) {
+    if (!planar) return store(a.grad, a.type, memory, n * classes(), from);
+    for (int64_t c = 0; c < classes(); c++) store(a.grad, a.type, memory + c * a.inner, n, from + c * n);
+  }
+
+  // gap = maximum − x of every number; a position that does not count (w = 0) gets 0 everywhere.
+  MEMBER void gaps() {
+    float *__restrict x = b.gap, *__restrict top = b.top;
+    if (planar) {
+      for (int64_t i = 0; i < n; i++) top[i] = x[i];
+      for (int64_t c = 1; c < classes(); c++) for (int64_t i = 0; i < n; i++) top[i] = greater(top[i], x[c * n + i]);
+      for (int64_t c = 0; c < classes(); c++) {
+        for (int64_t i = 0; i < n; i++) x[c * n + i] = b.w[i] == 0.0f ? 0.0f : top[i] - x[c * n + i];
+      }
+      return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+      float* __restrict row = x + i * classes();
+      float most = row[0];
+#pragma omp simd reduction(max : most)
+      for (int64_t c = 0; c < classes(); c++) most = greater(most, row[c]);
+      if (b.w[i] == 0.0f) for (int64_t c = 0; c < classes(); c++) row[c] = 0.0f;
+      else for (int64_t c = 0; c < classes(); c++) row[c] = most - row[c];
+    }
+  }
+
+  MEMBER void exponentials() {
+    const float* __restrict gap = b.gap;
+    float* __restrict e = b.e;
+    for (int64_t i = 0; i < n * classes(); i++) e[i] = exp_neg(gap[i]);
+  }
+
+  // Sums over classes of every position.
+  template <class Number> MEMBER void sums(float* __restrict to, Number number) {
+    if (planar) {
+      for (int64_t i = 0; i < n; i++) to[i] = 0.0f;
+      for (int64_t c = 0; c < classes(); c++) for (int64_t i = 0; i < n; i++) to[i] += number(c * n + i, c);
+      return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+      float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t c = 0; c < classes(); c++) sum += number(i * classes() + c, c);
+      to[i] = sum;
+    }
+  }
+
+  // e becomes the gradient: factor of the position times its e, less what `less` says.
+  template <class Number> MEMBER void gradients(const float* __restrict factor, Number less) {
+    float* __restrict e = b.e;
+    if (planar) {
+      for (int64_t c = 0; c < classes(); c++) for (int64_t i = 0; i < n; i++) e[c * n + i] = factor[i] * e[c * n + i] - less(c * n + i, i, c);
+      return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+      for (int64_t c = 0; c < classes(); c++) e[i * classes() + c] = factor[i] * e[i * classes() + c] - less(i * classes() + c, i, c);
+    }
+  }
+
+  // Weights; with class indices, also where the own class lies and its factor.
+  MEMBER void positions() {
+    for (int64_t i = 0; i < n; i++) {
+      const float w = a.weight ? a.weight[position + i] : 1.0f;
+      b.w[i] = w == 0.0f ? 0.0f : a.upstream ? w * a.upstream[position + i] : w;
+      b.own[i] = -1;
+      if (!a.index) continue;
+      const int64_t t = a.index[position + i];
+      const bool there = t != a.ignore && t >= 0 && t < classes();
+      result.bad |= t != a.ignore && !there;
+      if (!there) b.w[i] = 0.0f;
+      if (b.w[i] == 0.0f) continue;
+      b.own[i] = at(i, t);
+      b.factor[i] = (a.class_weight ? a.class_weight[t] : 1.0f) * (a.alpha ? a.alpha[t] : 1.0f);
+    }
+  }
+
+  // The own class leaves the sum, so that what is small beside it keeps its digits.
+  MEMBER void take_out_own() {
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t k = b.own[i];
+      b.own_e[i] = k < 0 ? 1.0f : b.e[k];
+      b.own_gap[i] = k < 0 ? 0.0f : b.gap[k];
+      if (k < 0) b.factor[i] = 0.0f;
+      else b.e[k] = 0.0f;
+    }
+  }
+
+  MEMBER void with_index() {
+    take_out_own();
+    const float* __restrict e = b.e;
+    sums(b.sum, [e](int64_t k, int64_t) __attribute__((always_inline)) { return e[k]; });
+    const float smoothing = a.smoothing, per_class = smoothing / float(classes()), gamma = a.gamma, scale = a.scale;
+    const float* class_weight = a.class_weight;
+    float all = 0.0f;
+    for (int64_t c = 0; c < classes(); c++) all += class_weight ? class_weight[c] : 1.0f;
+    if (smoothing != 0.0f) {
+      const float* __restrict gap = b.gap;
+      sums(b.extra, [=](int64_t k, int64_t c) __attribute__((always_inline)) { return (class_weight ? class_weight[c] : 1.0f) * gap[k]; });
+    }
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+      const float others = b.sum[i], own = b.own_e[i], total = own + others, inverse = 1.0f / total;
+      const float missing = others * inverse, cost = cost_of_share(own, others, total, b.own_gap[i]);
+      const float m = gamma == 0.0f ? 1.0f : gamma == 2.0f ? missing * missing : power(missing, gamma);
+      const float steep = missing < SMALLEST ? 0.0f : gamma * m / missing * (own * inverse) * at_most(cost, LARGEST);
+      const float kept = (1.0f - smoothing) * b.factor[i], w = b.w[i];
+      const float spread = smoothing != 0.0f ? per_class * (b.extra[i] + all * log_of(at_least(total, SMALLEST))) : 0.0f;
+      const float loss = w == 0.0f ? 0.0f : w * (kept * m * cost + spread);
+      b.loss[i] = loss;
+      sum += loss;
+      const float by_p = w * scale * (kept * (m + steep) + per_class * all);
+      b.by_p[i] = by_p * inverse;
+      b.at_own[i] = -by_p * missing;
+    }
+    result.sum += sum;
+    if (!a.grad) return;
+    if (smoothing == 0.0f) gradients(b.by_p, [](int64_t, int64_t, int64_t) __attribute__((always_inline)) { return 0.0f; });
+    else {
+      const float* __restrict w = b.w;
+      gradients(b.by_p, [=](int64_t, int64_t i, int64_t c) __attribute__((always_inline)) {
+        return w[i] * scale * per_class * (class_weight ? class_weight[c] : 1.0f);
+      });
+    }
+    for (int64_t i = 0; i < n; i++) {
+      if (b.own[i] < 0) continue;
+      const float own_weight = class_weight && smoothing != 0.0f ? class_weight[a.index[position + i]] : 1.0f;
+      b.e[b.own[i]] = b.at_own[i] + b.w[i] * scale * per_class * (all - own_weight);
+    }
+  }
+
+  // Σ t (gap + ln Σ e): t holds the targets, smoothed and weighed.
+  MEMBER void with_dense() {
+    load_tile(a.target, a.target_type, b.t);
+    result.bad |= outside_unit(b.t, n * classes());
+    const float kept = 1.0f - a.smoothing, per_class = a.smoothing / float(classes()), scale = a.scale;
+    const float* class_weight = a.class_weight;
+    float* __restrict t = b.t;
+    for (int64_t c = 0; c < classes(); c++) {
+      const float factor = class_weight ? class_weight[c] : 1.0f;
+      for (int64_t i = 0; i < n; i++) t[at(i, c)] = b.w[i] == 0.0f ? 0.0f : (t[at(i, c)] * kept + per_class) * factor;
+    }
+    const float *__restrict e = b.e, *__restrict gap = b.gap;
+    sums(b.sum, [e](int64_t k, int64_t) __attribute__((always_inline)) { return e[k]; });
+    sums(b.share, [t](int64_t k, int64_t) __attribute__((always_inline)) { return t[k]; });
+    sums(b.extra, [=](int64_t k, int64_t) __attribute__((always_inline)) { return t[k] == 0.0f ? 0.0f : t[k] * gap[k]; });
+    float sum = 0.0f;
+    for (int64_t i = 0; i < n; i++) {
+      const float loss = b.w[i] == 0.0f ? 0.0f : b.w[i] * (b.extra[i] + b.share[i] * log_of(at_least(b.sum[i], SMALLEST)));
+      b.loss[i] = loss;
+      sum += loss;
+      b.by_p[i] = b.w[i] * scale * b.share[i] / b.sum[i];
+    }
+    result.sum += sum;
+    const float* __restrict w = b.w;
+    if (a.grad) gradients(b.by_p, [=](int64_t k, int64_t i, int64_t) __attribute__((always_inline)) { return w[i] * scale * t[k]; });
+  }
+
+  // (1 − share) (gap_k + ln Σ e) + share (gap_{k+1} + ln Σ e) for a distance of k + share bins.
+  MEMBER void with_distance() {
+    const float* __restrict e = b.e;
+    sums(b.sum, [e](int64_t k, int64_t) __attribute__((always_inline)) { return e[k]; });
+    const float last = float(classes() - 1), scale = a.scale;
+    load(a.target, a.target_type, position, n, b.extra);
+    for (int64_t i = 0; i < n; i++) {
+      const float distance = b.w[i] == 0.0f ? 0.0f : at_most(at_least(b.extra[i], 0.0f), last);
+      const int64_t k = distance >= last - 1.0f ? classes() - 2 : distance > 0.0f ? int64_t(distance) : 0;
+      b.own[i] = i * classes() + k;
+      b.share[i] = distance - float(k);
+      b.own_gap[i] = (1.0f - b.share[i]) * b.gap[b.own[i]] + b.share[i] * b.gap[b.own[i] + 1];
+    }
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+      const float loss = b.w[i] == 0.0f ? 0.0f : b.w[i] * (b.own_gap[i] + log_of(at_least(b.sum[i], SMALLEST)));
+      b.loss[i] = loss;
+      sum += loss;
+      b.by_p[i] = b.w[i] * scale / b.sum[i];
+    }
+    result.sum += sum;
+    if (!a.grad) return;
+    gradients(b.by_p, [](int64_t, int64_t, int64_t) __attribute__((always_inline)) { return 0.0f; });
+    for (int64_t i = 0; i < n; i++) {
+      b.e[b.own[i]] -= b.w[i] * scale * (1.0f - b.share[i]);
+      b.e[b.own[i] + 1] -= b.w[i] * scale * b.share[i];
+    }
+  }
+
+  void tile(int64_t first_position, int64_t count, int64_t first_number) {
+    position = first_position;
+    n = count;
+    memory = first_number;
+    positions();
+    load_tile(a.x, a.type, b.gap);
+    gaps();
+    exponentials();
+    if (a.op == Softmax::DISTRIBUTION) with_distance();
+    else if (a.index) with_index();
+    else with_dense();
+    if (a.grad) store_tile(b.e);
+    if (a.out) for (int64_t i = 0; i < n; i++) a.out[position + i] = b.loss[i];
+  }
+
+  void units_of(int64_t begin, int64_t end) {
+    const int64_t size = positions_per_unit(a);
+    const int64_t per_image = (a.inner + size - 1) / size;
+    for (int64_t u = begin; u < end; u++) {
+      if (planar) {
+        const int64_t image = u / per_image, first = u % per_image * size, left = a.inner - first;
+        tile(image * a.inner + first, left < size ? left : size, image * classes() * a.inner + first);
+      } else {
+        const int64_t row = u * size, left = a.outer - row;
+        tile(row, left < size ? left : size, row * classes());
+      }
+    }
+  }
+};
+
+static void softmax(const Softmax& a, int64_t begin, int64_t end, Partial& result) {
+  const size_t numbers = size_t(positions_per_unit(a) * a.classes);
+  SoftmaxBuffers b;
+  float* memory = new float[3 * numbers];
+  b.gap = memory;
+  b.e = memory + numbers;
+  b.t = memory + 2 * numbers;
+  if (a.classes == 16 && a.inner == 1) SoftmaxLoss<16>(a, b, result).units_of(begin, end);
+  else if (a.classes == 17 && a.inner == 1) SoftmaxLoss<17>(a, b, result).units_of(begin, end);
+  else SoftmaxLoss<0>(a, b, result).units_of(begin, end);
+  delete[] memory;
+}

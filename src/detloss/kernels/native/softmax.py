@@ -1,0 +1,65 @@
+"""Losses of a softmax: cross entropy, softmax focal, distribution focal."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from detloss.kernels.contract import Call, loss_shape
+from detloss.kernels.layout import Layout, class_layout, in_order, restored
+from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh_like, pointer, readable, spread_out
+from detloss.kernels.native.library import library
+
+__all__ = ["OPS", "refuses", "run"]
+
+OPS = frozenset({"cross_entropy", "softmax_focal", "distribution_focal"})
+CLASSES, DISTRIBUTION = range(2)
+
+
+class _Softmax(ctypes.Structure):
+    """``struct Softmax`` of kernels.h."""
+
+    _fields_ = [
+        *((n, ctypes.c_void_p) for n in ("x", "index", "target", "weight", "upstream", "class_weight", "alpha", "grad", "out")),
+        *((name, ctypes.c_int64) for name in ("outer", "classes", "inner", "ignore")),
+        *((name, ctypes.c_int32) for name in ("type", "target_type", "op")),
+        *((name, ctypes.c_float) for name in ("gamma", "smoothing", "scale")),
+    ]
+
+
+def refuses(call: Call) -> str | None:
+    """Softmax focal loss is taken for class indices without label smoothing only."""
+    if call.op == "softmax_focal" and (call.index is None or call.numbers[1] != 0):
+        return "softmax focal loss with dense targets or label smoothing has no native kernel"
+    return None
+
+
+def _bins(pred: Tensor) -> Layout:
+    """Layout of logits of bins ``[..., R + 1]``."""
+    return Layout(pred.numel() // pred.shape[-1], pred.shape[-1], 1, tuple(range(pred.ndim)))
+
+
+def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[float, bool, Tensor | None]:
+    """Sum of the weighted losses, whether a target is outside its range, and the gradient or, with ``each``, the losses."""
+    bins = call.op == "distribution_focal"
+    layout = _bins(call.pred) if bins else class_layout(call.pred)
+    pred = in_order(call.pred, layout)
+    target = readable(call.target).contiguous() if bins and call.target is not None else as_target(call.target, layout)
+    weight, _ = spread_out(call.weight, call, layout, True)
+    above, _ = spread_out(upstream, call, layout, True)
+    index = None if call.index is None else call.index.to(torch.int64).contiguous()
+    class_weight, alpha = as_fp32(call.class_weight), as_fp32(call.alpha)
+    result = fresh_like(pred) if need_grad else torch.empty(loss_shape(call), dtype=torch.float32) if each else None
+    gamma, smoothing = (*call.numbers, 0.0, 0.0)[:2] if call.op == "softmax_focal" else (0.0, *call.numbers, 0.0)[:2]
+    arguments = _Softmax(
+        pointer(pred), pointer(index), pointer(target), pointer(weight), pointer(above), pointer(class_weight), pointer(alpha),
+        pointer(result) if need_grad else None, pointer(result) if each else None,
+        layout.outer, layout.classes, layout.inner, call.ignore_index,
+        TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype], DISTRIBUTION if bins else CLASSES,
+        gamma, smoothing, scale,
+    )  # fmt: skip
+    total = ctypes.c_double()
+    bad = library().detloss_softmax(ctypes.byref(arguments), torch.get_num_threads(), ctypes.byref(total))
+    return total.value, bool(bad), restored(result, layout) if result is not None and need_grad else result

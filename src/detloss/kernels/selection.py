@@ -1,0 +1,220 @@
+"""Which implementation runs: what was asked for, what this process has, what a call allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from detloss.checks import check_option
+from detloss.kernels.contract import OPS, Backend, Call
+from detloss.values import value_checks_enabled
+
+__all__ = ["Choice", "backend", "choose", "constant_while_compiling", "fused_backend", "operation_of", "use"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+Mode: TypeAlias = Literal["auto", "reference", "native", "triton"]
+MODES = ("auto", "reference", "native", "triton")
+NAMES = ("native", "triton")
+FOR_DEVICE = {"cpu": "native", "cuda": "triton"}
+FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Losses whose operation is not the name of their function without "_loss", and modules.
+_OP_OF = {
+    "GIoULoss": "giou", "DIoULoss": "diou", "CIoULoss": "ciou", "EIoULoss": "eiou", "SIoULoss": "siou", "IoULoss": "iou",
+    "QualityFocalLoss": "quality_focal", "VarifocalLoss": "varifocal", "DistributionFocalLoss": "distribution_focal",
+    "L1Loss": "l1", "MSELoss": "mse", "SmoothL1Loss": "smooth_l1", "FocalLoss": "sigmoid_focal",
+    "CrossEntropyLoss": "cross_entropy", "CenternessLoss": "binary_cross_entropy", "centerness": "binary_cross_entropy",
+}  # fmt: skip
+_WITH_SIGMOID = {
+    ("FocalLoss", False): "softmax_focal",
+    ("CrossEntropyLoss", True): "binary_cross_entropy",
+}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs and why.
+
+    Attributes:
+        name: ``"native"``, ``"triton"`` or ``"reference"``.
+        reason: why it was chosen.
+    """
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+def _mode_of_environment() -> str:
+    mode = os.environ.get("DETLOSS_KERNELS", "auto").strip().lower() or "auto"
+    check_option("DETLOSS_KERNELS", "environment variable", mode, MODES)
+    return mode
+
+
+_state: dict[str, Any] = {"mode": _mode_of_environment()}
+
+
+def constant_while_compiling(function: Function) -> Function:
+    """``torch.compiler.assume_constant_result``, which would import the whole compiler here: call it once, while tracing."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+_loaded: dict[str, Backend] = {}
+
+
+@cache
+def _load(name: str) -> str:
+    """Load the back-end of that name; why this process has none, or an empty string."""
+    candidate: Backend
+    try:
+        if name == "native":
+            from detloss.kernels.native import BACKEND as candidate
+        else:
+            from detloss.kernels.triton_backend import BACKEND as candidate
+    except ImportError as error:
+        return f"{name} cannot be imported: {error}"
+    problem = candidate.unavailable()
+    if not problem:
+        _loaded[name] = candidate
+    return problem or ""
+
+
+@constant_while_compiling
+def _problem_of(name: str, forced: bool) -> str:
+    """Why the back-end cannot run, an error when it was asked for by name; empty when it can. Constant while compiling."""
+    problem = _load(name)
+    if problem and forced:
+        raise RuntimeError(f"detloss.kernels: the {name} kernels were asked for but cannot run: {problem}")
+    return problem
+
+
+@contextmanager
+def use(mode: Mode) -> Iterator[None]:
+    """Choose the implementation for the body of a ``with`` statement, in the whole process.
+
+    ``"reference"`` is the readable formula, ``"native"`` and ``"triton"`` allow one back-end (calls that it does not take, such
+    as those in float64, run the reference), ``"auto"`` picks by device. The environment variable ``DETLOSS_KERNELS`` sets
+    what holds outside.
+
+    Raises:
+        ValueError: unknown mode.
+        RuntimeError: the back-end named cannot run in this process.
+
+    >>> with use("reference"):
+    ...     print(backend("giou_loss", torch.zeros(2, 4)))
+    reference: asked for
+    """
+    check_option("detloss.kernels.use", "mode", mode, MODES)
+    if mode in NAMES:
+        _problem_of(mode, True)
+    before = _state["mode"]
+    _state["mode"] = mode
+    try:
+        yield
+    finally:
+        _state["mode"] = before
+
+
+def _refusal_of_interpreter() -> str | None:
+    if torch._C._are_functorch_transforms_active():
+        return "inside a functorch transform"
+    if torch._C._is_tracing():
+        return "while tracing"
+    if torch.autograd.forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    return "inside a dispatch mode" if torch._C._len_torch_dispatch_stack() > 0 else None
+
+
+def _refusal_of_state(call: Call) -> str | None:
+    """Why the surroundings of a call (transforms, tracing, other inputs that need a gradient) want the reference."""
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return "while exporting"
+    elif problem := _refusal_of_interpreter():
+        return problem
+    if any(t is not None and t.requires_grad for t in call.tensors()):
+        return "targets or weights that need a gradient"
+    if call.pred.device.type != "cpu" and value_checks_enabled(call.pred):
+        return "checks of values on the accelerator are on"
+    return None
+
+
+def _refusal_of_tensor(pred: Tensor) -> str | None:
+    if pred.dtype not in FUSED_DTYPES:
+        return f"{str(pred.dtype).removeprefix('torch.')} predictions"
+    if not torch.compiler.is_compiling() and type(pred) not in (Tensor, torch.nn.Parameter):
+        return f"a {type(pred).__name__}, not a plain tensor"
+    return "empty predictions" if pred.numel() == 0 else None
+
+
+def _name_for(mode: str, device: str) -> str:
+    return mode if mode in NAMES else FOR_DEVICE.get(device, "")
+
+
+def choose(call: Call) -> Choice:
+    """What runs for a call. Reads metadata only."""
+    mode = _state["mode"]
+    if mode == "reference":
+        return Choice("reference", "asked for")
+    name = _name_for(mode, call.pred.device.type)
+    if not name:
+        return Choice("reference", f"no kernels for device {call.pred.device.type!r}")
+    problem = _problem_of(name, mode == name) or _refusal_of_tensor(call.pred) or _refusal_of_state(call)
+    problem = problem or _loaded[name].refuses(call)
+    if problem:
+        return Choice("reference", problem)
+    return Choice(name, "asked for" if mode == name else f"{call.op} on {call.pred.device.type}")
+
+
+def fused_backend(name: str) -> Backend:
+    """The back-end that :func:`choose` named."""
+    if name not in _loaded:
+        _problem_of(name, True)
+    return _loaded[name]
+
+
+def operation_of(loss: Any) -> str:
+    """Operation of a loss given as a module, a function or the name of either; empty when it has no kernel."""
+    name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+    if getattr(loss, "use_mask", False):
+        return "binary_cross_entropy"
+    by_module = _WITH_SIGMOID.get((name, bool(getattr(loss, "use_sigmoid", name == "FocalLoss"))))
+    op = by_module or _OP_OF.get(name) or _OP_OF.get(name.removesuffix("_loss")) or name.removesuffix("_loss")
+    return op if op in OPS else ""
+
+
+def backend(loss: Any = None, tensor: Tensor | None = None) -> Choice:
+    """Which implementation would run, and why.
+
+    Args:
+        loss: a loss module, a function of :mod:`detloss.functional`, or the name of either; ``None`` for any fused loss.
+        tensor: predictions; ``None`` for fp32 on the CPU.
+
+    >>> str(backend("ap_loss"))
+    'reference: ap_loss has no kernel'
+    """
+    op = "giou" if loss is None else operation_of(loss)
+    if not op:
+        name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
+        return Choice("reference", f"{name} has no kernel")
+    mode = _state["mode"]
+    if mode == "reference":
+        return Choice("reference", "asked for")
+    device = "cpu" if tensor is None else tensor.device.type
+    name = _name_for(mode, device)
+    problem = _problem_of(name, mode == name) if name else f"no kernels for device {device!r}"
+    if tensor is not None:
+        problem = problem or _refusal_of_tensor(tensor) or _refusal_of_state(Call(op, tensor)) or ""
+    if problem:
+        return Choice("reference", problem)
+    return Choice(name, "asked for" if mode == name else f"{op} on {device}" if loss is not None else f"tensors on {device}")

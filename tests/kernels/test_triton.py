@@ -1,0 +1,146 @@
+"""The Triton back-end without a GPU: its kernels in the interpreter, and compiled ahead of time for two kinds of GPU."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import kernel_calls
+import pytest
+import torch
+from repository import ROOT
+from torch import Tensor
+
+import detloss
+
+triton = pytest.importorskip("triton", reason="the kernels are written in Triton: install triton")
+runtime = pytest.importorskip("triton.runtime.jit")
+compiler = pytest.importorskip("triton.compiler")
+targets = pytest.importorskip("triton.backends.compiler")
+NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+
+
+def test_kernels_in_the_interpreter() -> None:
+    """Triton chooses between compiling and interpreting when it is imported, so this takes a process of its own."""
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(detloss.__file__).parents[1]), str(tests)]),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-o", "addopts=", "-x"]
+    file = str(Path(__file__).with_name("in_the_interpreter.py"))
+    done = subprocess.run([*command, file], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+class Recorder:
+    """Takes the place of the launch of a kernel and keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, dict[str, Any]]] = []
+
+    def __call__(self, kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        self.launches.append((kernel, dict(zip(kernel.arg_names, arguments, strict=False)) | options))
+
+
+def compiled(kernel: Any, arguments: dict[str, Any], capability: int) -> Any:
+    """The kernel compiled for a GPU of that capability as this launch would have it."""
+    signature, constants, attributes = {}, {}, {}
+    parameters = {parameter.name: parameter for parameter in kernel.params}
+    for place, (name, value) in enumerate((name, arguments[name]) for name in kernel.arg_names):
+        if parameters[name].is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[name], constants[name] = "constexpr", value
+            continue
+        if isinstance(value, Tensor):
+            signature[name] = POINTERS[value.dtype]
+        else:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = compiler.ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=targets.GPUTarget("cuda", capability, 32))
+
+
+def resources(binary: bytes, folder: Path) -> dict[str, int]:
+    """Registers of a thread and bytes of its stack and local memory, where registers that do not fit are spilled."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(binary)
+    command = [str(NVIDIA / "cuobjdump"), "--dump-resource-usage", str(file)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+
+
+def usual_calls() -> dict[str, Callable[[], object]]:
+    """The calls that detectors make, one or more of each operation, in the sizes and dtypes they come in."""
+    from detloss.kernels.contract import Call
+    from detloss.kernels.triton_backend import BACKEND
+
+    calls: dict[str, Callable[[], object]] = {}
+
+    def add(name: str, call: Call) -> None:
+        calls[name] = lambda: BACKEND.total(call, 1.0, torch.ones(1), True, True)
+
+    rows, planes = torch.empty(64, 80), torch.empty(2, 80, 16, 16)
+    of_rows, of_planes = torch.empty(64, dtype=torch.int64), torch.empty(2, 16, 16, dtype=torch.int64)
+    focal = (2.0, 0.25, 0.75, 0.0)
+    add("focal rows", Call("sigmoid_focal", rows, index=of_rows, numbers=focal))
+    add("focal planes bf16", Call("sigmoid_focal", planes.bfloat16(), index=of_planes, numbers=focal))
+    add(
+        "focal dense, gamma 1.5", Call("sigmoid_focal", rows, target=rows, numbers=(1.5, 0.25, 0.75, 0.1), weight=torch.empty(64))
+    )
+    add("binary cross entropy fp16", Call("binary_cross_entropy", rows.half(), target=rows, numbers=(0.0,)))
+    add("quality focal", Call("quality_focal", rows, index=of_rows, score=torch.empty(64), numbers=(2.0,)))
+    add("varifocal", Call("varifocal", rows, target=rows, numbers=(0.75, 2.0, 1.0)))
+    add("cross entropy", Call("cross_entropy", torch.empty(64, 81), index=of_rows, numbers=(0.0,)))
+    add("cross entropy planes", Call("cross_entropy", planes, index=of_planes, numbers=(0.1,)))
+    add("softmax focal", Call("softmax_focal", rows, index=of_rows, alpha=torch.empty(80), numbers=(2.0, 0.0)))
+    add("distribution focal", Call("distribution_focal", torch.empty(64, 17), target=torch.empty(64), weight=torch.empty(64)))
+    for op, numbers in (("l1", ()), ("mse", ()), ("smooth_l1", (0.1,))):
+        add(op, Call(op, torch.empty(64, 4), target=torch.empty(64, 4), numbers=numbers, weight=torch.empty(64)))
+    for op, extra in (("iou", 2.0), ("giou", 0.0), ("diou", 0.0), ("ciou", -1.0), ("eiou", 0.0), ("siou", 4.0)):
+        boxes = torch.empty(64, 4)
+        add(op, Call(op, boxes, target=boxes, weight=torch.empty(64), numbers=(1e-6, 0.0, extra)))
+    calls["rescale"] = lambda: BACKEND.rescale(rows, torch.ones(()), True)
+    return calls
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_ahead_of_time_without_spilling(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (NVIDIA / "cuobjdump").is_file():
+        pytest.skip("this build of triton has no tools for NVIDIA GPUs")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("the interpreter does not compile")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    recorder = Recorder()
+    monkeypatch.setattr(runtime.JITFunction, "run", lambda self, *a, **k: recorder(self, *a, **k))
+    done = set()
+    for name, call in usual_calls().items():
+        recorder.launches.clear()
+        call()
+        assert len(recorder.launches) <= 2, "one kernel for loss and gradient, one for the total"
+        for kernel, arguments in recorder.launches:
+            if kernel.__name__ == "finish" and "finish" in done:
+                continue
+            done.add(kernel.__name__)
+            used = resources(compiled(kernel, arguments, capability).asm["cubin"], tmp_path)
+            print(f"sm_{capability} {name}: {kernel.__name__} {used}")
+            assert used["STACK"] == used["LOCAL"] == 0 and used["REG"] <= 128, f"{name}: {used}"
+
+
+def test_every_operation_has_a_kernel_and_is_tested() -> None:
+    from detloss.kernels.contract import OPS
+    from detloss.kernels.triton_backend import BACKEND, boxes, coordinates, distribution, sigmoid, softmax
+
+    assert set().union(*(family.OPS for family in (boxes, coordinates, distribution, sigmoid, softmax))) == OPS
+    assert {pair.call.op for pair in kernel_calls.pairs()} == OPS
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        assert BACKEND.unavailable() == "PyTorch finds no CUDA device"
+        with pytest.raises(RuntimeError, match="no CUDA device"), detloss.kernels.use("triton"):
+            pass
