@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from detloss.assigners.base import chunks
 from detloss.assigners.claims import Claims
 from detloss.checks import upcast
-from detloss.functional.iou import aspect_cost, centre_distance
+from detloss.functional.iou_costs import aspect_cost, centre_distance
 from detloss.geometry.iou import overlap
 
 __all__ = ["OVERLAPS", "AlignedRule", "OverlapKind", "Pairs", "Problem", "inside_pairs", "match_aligned"]

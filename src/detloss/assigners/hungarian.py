@@ -13,7 +13,7 @@ from detloss.assigners.predictions import check_predictions, finite_predictions,
 from detloss.assigners.targets import PaddedTargets, pad_targets
 from detloss.checks import check_non_negative, check_option, shape_of, upcast
 from detloss.functional.classification import binary_cross_entropy
-from detloss.functional.iou import ciou_cost, diou_cost, giou_cost
+from detloss.functional.iou_costs import ciou_cost, diou_cost, giou_cost
 from detloss.geometry.iou import Overlap, overlap
 from detloss.registry import ASSIGNERS
 from detloss.types import Assignment, Number, Target
