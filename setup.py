@@ -4,25 +4,35 @@ The library is plain C++ with OpenMP and knows neither torch nor Python: it is l
 compiler, or where it does not compile, the package installs without it.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError, LinkError
 
 FOLDER = Path("src/detloss/kernels/native")
-FLAGS = ["-O3", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
 
 
 class BuildKernels(build_ext):
-    """Compiles with OpenMP where the compiler has it, else for one thread."""
+    """Compiles the sources side by side, with OpenMP where the compiler has it, else for one thread."""
 
     def build_extension(self, ext: Extension) -> None:
         """Try with OpenMP first."""
+        one_by_one = self.compiler.compile
+
+        def side_by_side(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor() as pool:
+                objects = list(pool.map(lambda source: one_by_one([source], **options), sources))
+            return [name for made in objects for name in made]
+
+        self.compiler.compile = side_by_side
         plain, linked = list(ext.extra_compile_args), list(ext.extra_link_args)
-        ext.extra_compile_args, ext.extra_link_args = [*plain, "-fopenmp"], [*linked, "-fopenmp"]
         try:
+            ext.extra_compile_args, ext.extra_link_args = [*plain, "-fopenmp"], [*linked, "-fopenmp"]
             super().build_extension(ext)
-        except Exception:
+        except (CompileError, LinkError):
             ext.extra_compile_args, ext.extra_link_args = [*plain, "-Wno-unknown-pragmas"], linked
             super().build_extension(ext)
 
@@ -35,8 +45,8 @@ setup(
     ext_modules=[
         Extension(
             "detloss.kernels.native._kernels",
-            sources=sorted(str(path) for path in FOLDER.glob("*.cpp")),
-            depends=sorted(str(path) for path in FOLDER.glob("*.h")),
+            sources=sorted(path.as_posix() for path in FOLDER.glob("*.cpp")),
+            depends=sorted(path.as_posix() for path in FOLDER.glob("*.h")),
             extra_compile_args=FLAGS,
             language="c++",
             optional=True,

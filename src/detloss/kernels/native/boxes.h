@@ -36,7 +36,7 @@ INLINE void to_rows(const float (&columns)[4][BOXES], int64_t n, int format, flo
   }
 }
 
-template <int KIND, bool GRAD, bool W> static float box_loop(BoxBuffers& b, int64_t n, const Boxes& call, float* __restrict each) {
+template <int KIND, bool GRAD> static float box_loop(BoxBuffers& b, int64_t n, const Boxes& call, float* __restrict each) {
   const float eps = call.eps, extra = call.extra, scale = call.scale;
   const float *__restrict w = b.w, *__restrict p1 = b.p[0], *__restrict q1 = b.p[1], *__restrict p2 = b.p[2], *__restrict q2 = b.p[3];
   const float *__restrict t1 = b.t[0], *__restrict u1 = b.t[1], *__restrict t2 = b.t[2], *__restrict u2 = b.t[3];
@@ -45,14 +45,14 @@ template <int KIND, bool GRAD, bool W> static float box_loop(BoxBuffers& b, int6
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < n; i++) {
     const Pair c = pair_of<KIND>(p1[i], q1[i], p2[i], q2[i], t1[i], u1[i], t2[i], u2[i], eps, extra);
-    const float loss = !W ? c.loss : w[i] == 0.0f ? 0.0f : w[i] * c.loss;
+    const float loss = w[i] == 0.0f ? 0.0f : w[i] * c.loss;
     sum += loss;
     if (GRAD) {
-      const float factor = W ? w[i] * scale : scale;
-      g1[i] = W && w[i] == 0.0f ? 0.0f : factor * c.x1;
-      h1[i] = W && w[i] == 0.0f ? 0.0f : factor * c.y1;
-      g2[i] = W && w[i] == 0.0f ? 0.0f : factor * c.x2;
-      h2[i] = W && w[i] == 0.0f ? 0.0f : factor * c.y2;
+      const float factor = w[i] * scale;
+      g1[i] = w[i] == 0.0f ? 0.0f : factor * c.x1;
+      h1[i] = w[i] == 0.0f ? 0.0f : factor * c.y1;
+      g2[i] = w[i] == 0.0f ? 0.0f : factor * c.x2;
+      h2[i] = w[i] == 0.0f ? 0.0f : factor * c.y2;
     } else {
       each[i] = loss;
     }
@@ -61,16 +61,16 @@ template <int KIND, bool GRAD, bool W> static float box_loop(BoxBuffers& b, int6
 }
 
 using BoxLoop = float (*)(BoxBuffers&, int64_t, const Boxes&, float*);
-#define BOX_LOOPS(kind) \
-  {{box_loop<kind, false, false>, box_loop<kind, false, true>}, {box_loop<kind, true, false>, box_loop<kind, true, true>}}
-static const BoxLoop BOX_LOOP[8][2][2] = {BOX_LOOPS(0), BOX_LOOPS(1), BOX_LOOPS(2), BOX_LOOPS(3),
-                                          BOX_LOOPS(4), BOX_LOOPS(5), BOX_LOOPS(6), BOX_LOOPS(7)};
+#define BOX_LOOPS(kind) {box_loop<kind, false>, box_loop<kind, true>}
+static const BoxLoop BOX_LOOP[8][2] = {BOX_LOOPS(0), BOX_LOOPS(1), BOX_LOOPS(2), BOX_LOOPS(3),
+                                       BOX_LOOPS(4), BOX_LOOPS(5), BOX_LOOPS(6), BOX_LOOPS(7)};
 #undef BOX_LOOPS
 
 static void boxes(const Boxes& a, int64_t begin, int64_t end, Partial& result) {
   BoxBuffers b;
   const bool weighted = a.weight || a.upstream;
-  const BoxLoop loop = BOX_LOOP[a.kind][a.grad != nullptr][weighted];
+  const BoxLoop loop = BOX_LOOP[a.kind][a.grad != nullptr];
+  for (float& w : b.w) w = 1.0f;
   for (int64_t u = begin; u < end; u++) {
     const int64_t row = u * BOXES, n = a.rows - row < BOXES ? a.rows - row : BOXES;
     const float *pred = static_cast<const float*>(a.pred) + 4 * row, *target = static_cast<const float*>(a.target) + 4 * row;

@@ -18,35 +18,36 @@ struct SoftmaxBuffers {
   int64_t own[TILE];  // where the own class lies in the tile, or -1
 };
 
-// C: number of classes of a row where it is known to the compiler, else 0. A plane has all positions of one class.
+// C: number of bins where it is known to the compiler, else 0 for any call. A plane has all positions of one class.
 template <int C> struct SoftmaxLoss {
   const Softmax& a;
   SoftmaxBuffers& b;
   Partial& result;
-  const bool planar;
   int64_t n, position, memory;  // of the tile: positions, the first one, where it lies
 
   SoftmaxLoss(const Softmax& call, SoftmaxBuffers& buffers, Partial& partial)
-      : a(call), b(buffers), result(partial), planar(call.inner > 1) {}
+      : a(call), b(buffers), result(partial) {}
+
+  MEMBER bool planar() const { return C == 0 && a.inner > 1; }
 
   MEMBER int64_t classes() const { return C ? C : a.classes; }
 
-  MEMBER int64_t at(int64_t i, int64_t c) const { return planar ? c * n + i : i * classes() + c; }
+  MEMBER int64_t at(int64_t i, int64_t c) const { return planar() ? c * n + i : i * classes() + c; }
 
   MEMBER void load_tile(const void* from, int type, float* to) {
-    if (!planar) return load(from, type, memory, n * classes(), to);
+    if (!planar()) return load(from, type, memory, n * classes(), to);
     for (int64_t c = 0; c < classes(); c++) load(from, type, memory + c * a.inner, n, to + c * n);
   }
 
   MEMBER void store_tile(const float* from) {
-    if (!planar) return store(a.grad, a.type, memory, n * classes(), from);
+    if (!planar()) return store(a.grad, a.type, memory, n * classes(), from);
     for (int64_t c = 0; c < classes(); c++) store(a.grad, a.type, memory + c * a.inner, n, from + c * n);
   }
 
   // gap = maximum − x of every number; a position that does not count (w = 0) gets 0 everywhere.
   MEMBER void gaps() {
     float *__restrict x = b.gap, *__restrict top = b.top;
-    if (planar) {
+    if (planar()) {
       for (int64_t i = 0; i < n; i++) top[i] = x[i];
       for (int64_t c = 1; c < classes(); c++) for (int64_t i = 0; i < n; i++) top[i] = greater(top[i], x[c * n + i]);
       for (int64_t c = 0; c < classes(); c++) {
@@ -72,7 +73,7 @@ template <int C> struct SoftmaxLoss {
 
   // Sums over classes of every position.
   template <class Number> MEMBER void sums(float* __restrict to, Number number) {
-    if (planar) {
+    if (planar()) {
       for (int64_t i = 0; i < n; i++) to[i] = 0.0f;
       for (int64_t c = 0; c < classes(); c++) for (int64_t i = 0; i < n; i++) to[i] += number(c * n + i, c);
       return;
@@ -88,7 +89,7 @@ template <int C> struct SoftmaxLoss {
   // e becomes the gradient: factor of the position times its e, less what `less` says.
   template <class Number> MEMBER void gradients(const float* __restrict factor, Number less) {
     float* __restrict e = b.e;
-    if (planar) {
+    if (planar()) {
       for (int64_t c = 0; c < classes(); c++) for (int64_t i = 0; i < n; i++) e[c * n + i] = factor[i] * e[c * n + i] - less(c * n + i, i, c);
       return;
     }
@@ -234,7 +235,8 @@ template <int C> struct SoftmaxLoss {
     load_tile(a.x, a.type, b.gap);
     gaps();
     exponentials();
-    if (a.op == Softmax::DISTRIBUTION) with_distance();
+    if constexpr (C != 0) with_distance();
+    else if (a.op == Softmax::DISTRIBUTION) with_distance();
     else if (a.index) with_index();
     else with_dense();
     if (a.grad) store_tile(b.e);
@@ -245,7 +247,7 @@ template <int C> struct SoftmaxLoss {
     const int64_t size = positions_per_unit(a);
     const int64_t per_image = (a.inner + size - 1) / size;
     for (int64_t u = begin; u < end; u++) {
-      if (planar) {
+      if (planar()) {
         const int64_t image = u / per_image, first = u % per_image * size, left = a.inner - first;
         tile(image * a.inner + first, left < size ? left : size, image * classes() * a.inner + first);
       } else {
@@ -263,8 +265,9 @@ static void softmax(const Softmax& a, int64_t begin, int64_t end, Partial& resul
   b.gap = memory;
   b.e = memory + numbers;
   b.t = memory + 2 * numbers;
-  if (a.classes == 16 && a.inner == 1) SoftmaxLoss<16>(a, b, result).units_of(begin, end);
-  else if (a.classes == 17 && a.inner == 1) SoftmaxLoss<17>(a, b, result).units_of(begin, end);
+  const int64_t bins = a.op == Softmax::DISTRIBUTION ? a.classes : 0;
+  if (bins == 16) SoftmaxLoss<16>(a, b, result).units_of(begin, end);
+  else if (bins == 17) SoftmaxLoss<17>(a, b, result).units_of(begin, end);
   else SoftmaxLoss<0>(a, b, result).units_of(begin, end);
   delete[] memory;
 }

@@ -1,4 +1,4 @@
-"""Element-wise maths of the kernels: from one exponential and one division to everything a sigmoid loss needs."""
+"""Element-wise maths of the kernels: from one exponential and two divisions to everything a sigmoid loss needs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,9 @@ def log1p_unit(e: tl.tensor) -> tl.tensor:
 def sigmoid_parts(x: tl.tensor) -> tl.tensor:
     """σ(x), 1 − σ(x), −ln(1 − σ(x)) and −ln σ(x), none of them a difference of near equals."""
     e = tl.exp(-tl.abs(x))
-    r = 1.0 / ((1.0 + e) * (2.0 + e))
-    near = r * (2.0 + e)
+    near = 1.0 / (1.0 + e)
     far = e * near
-    s = e * (r * (1.0 + e))
-    q = s * s
-    series = ((0.134337795 * q + 0.141169816) * q + 0.20003835) * q + 0.333333198
-    log = 2.0 * (series * q * s + s)
+    log = log1p_unit(e)
     up = x >= 0
     return tl.where(up, near, far), tl.where(up, far, near), tl.where(x > 0, x, 0.0) + log, tl.where(x < 0, -x, 0.0) + log
 
