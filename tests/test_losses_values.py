@@ -19,7 +19,8 @@ def test_every_registered_loss_has_a_row() -> None:
 
 
 def test_every_function_has_a_row() -> None:
-    public = {getattr(detloss.functional, name) for name in detloss.functional.__all__ if name.endswith("_loss")}
+    names = {name for name in detloss.functional.__all__ if name.endswith("_loss")} - {"fused_linear_sigmoid_loss"}  # own tests
+    public = {getattr(detloss.functional, name) for name in names}
     assert {case.function for case in CASES} == public
 
 

@@ -20,6 +20,8 @@ from detloss.types import Number, Reduction
 
 __all__ = ["balanced_l1_loss", "l1_loss", "mse_loss", "smooth_l1_loss"]
 
+SMALLEST_BETA = 1e-30
+
 
 def _of_difference(
     where: str,
@@ -107,7 +109,8 @@ def smooth_l1_loss(
 
     return _of_difference(
         "smooth_l1_loss", cost, pred, target, weight=weight, avg_factor=avg_factor, reduction=reduction,
-        kernel=("smooth_l1", (beta,)) if beta > 0 else ("l1", ()),
+        # 1/beta must be a number of fp32; where it is not, the parabola is too narrow for its numbers anyway.
+        kernel=("smooth_l1", (beta,)) if beta > SMALLEST_BETA else ("l1", ()),
     )  # fmt: skip
 
 
