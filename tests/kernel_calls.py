@@ -14,7 +14,7 @@ from detloss import functional as F
 from detloss.geometry.boxes import convert_boxes
 from detloss.kernels.contract import Backend, Call, loss_shape
 
-__all__ = ["Pair", "check", "pairs", "poisoned"]
+__all__ = ["Pair", "check", "on", "pairs", "poisoned"]
 
 IGNORED = -100
 CLASSES = 5
@@ -78,7 +78,14 @@ def _class_pairs(
 
 
 def _pairs_of_classes() -> Iterator[Pair]:
-    for gamma, alpha, kinds in ((2.0, 0.25, "idID"), (0.0, 0.5, "id"), (1.5, 0.25, "id"), (1.0, 0.3, "i")):
+    for gamma, alpha, kinds in (
+        (2.0, 0.25, "idID"),
+        (0.0, 0.5, "id"),
+        (1.5, 0.25, "id"),
+        (1.0, 0.3, "i"),
+        (0.7, 0.3, "i"),
+        (5.3, 0.3, "d"),
+    ):
         call: dict[str, Any] = {"op": "sigmoid_focal", "numbers": (gamma, alpha, 1 - alpha, 0.0)}
         yield from _class_pairs("focal", F.sigmoid_focal_loss, True, {"gamma": gamma, "alpha": alpha}, call, kinds)
     for smoothing, kinds in ((0.0, "iI"), (0.1, "iD")):
@@ -187,6 +194,7 @@ def poisoned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _near(found: Tensor, expected: Tensor, tolerance: float) -> None:
+    found = found.cpu()
     if not torch.isfinite(found).all():
         raise AssertionError(f"{(~torch.isfinite(found)).sum()} of {found.numel()} numbers are not finite")
     error, largest = (found.double() - expected).abs().max(), expected.abs().max()
@@ -194,17 +202,27 @@ def _near(found: Tensor, expected: Tensor, tolerance: float) -> None:
         raise AssertionError(f"error {error:.2e}, {error / largest:.2e} of the largest, {largest:.2e}")
 
 
+def on(call: Call, device: str) -> Call:
+    """The call with all its tensors on a device."""
+    return replace(call, **{name: x.to(device) for name, x in vars(call).items() if isinstance(x, Tensor)})
+
+
 def check(
-    backend: Backend, pair: Pair, dtype: torch.dtype = torch.float32, tolerance: float = 2e-6, expand: bool = False
+    backend: Backend,
+    pair: Pair,
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = 2e-6,
+    expand: bool = False,
+    device: str = "cpu",
 ) -> None:
-    """Sum, gradient, element-wise loss and its gradient against the reference in float64.
+    """Sum, gradient, element-wise loss and its gradient on a device against the reference in float64 on the CPU.
 
     With ``expand`` the upstream gradient of the element-wise loss is one number for all, as ``sum()`` gives it.
     """
-    call = replace(pair.call, pred=pair.call.pred.to(dtype))
+    call = on(replace(pair.call, pred=pair.call.pred.to(dtype)), device)
     if problem := backend.refuses(call):
         raise AssertionError(problem)
-    exact = call.pred.double().requires_grad_()
+    exact = call.pred.cpu().double().requires_grad_()
     loss = pair.reference(exact)
     fine = max(tolerance, {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-11}.get(dtype, 0.0))
     divisor = torch.tensor([3.0], device=call.pred.device)
@@ -225,5 +243,5 @@ def check(
         raise AssertionError(f"element-wise loss {losses}")
     _near(losses, loss.detach(), tolerance)
     above = torch.rand(loss.shape, generator=_generator(9)) if not expand else torch.tensor(3.0).expand(loss.shape)
-    above = above.to(call.pred.device)
-    _near(backend.gradient(call, above), torch.autograd.grad(loss, exact, above.double())[0], fine)
+    found = backend.gradient(call, above.to(device) if not expand else torch.tensor(3.0, device=device).expand(loss.shape))
+    _near(found, torch.autograd.grad(loss, exact, above.double())[0], fine)

@@ -127,6 +127,25 @@ def test_extreme_logits() -> None:
             assert torch.isfinite(grad).all()
 
 
+def test_targets_of_other_dtypes() -> None:
+    pred, mask = torch.randn(40, 4), torch.rand(40, 4) > 0.5
+    index, score = torch.randint(0, 5, (40,)), torch.rand(40).bfloat16()
+    boxes = torch.randint(0, 9, (40, 4)).cumsum(1)
+    for one, other in (
+        (Call("binary_cross_entropy", pred, target=mask, numbers=(0.0,)), {"target": mask.float()}),
+        (
+            Call("quality_focal", pred, index=index.to(torch.uint8), score=score, numbers=(2.0,)),
+            {"index": index, "score": score.float()},
+        ),
+        (
+            Call("giou", pred, target=boxes, weight=mask[:, 0], numbers=(1e-6, 0.0)),
+            {"target": boxes.float(), "weight": mask[:, 0].float()},
+        ),
+    ):
+        found, expected = (BACKEND.total(call, 1.0, None, True, True) for call in (one, replace(one, **other)))
+        assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
 def test_the_same_every_time() -> None:
     call = focal(torch.randn(300, 80), torch.randint(0, 81, (300,)))
     first, again = (BACKEND.total(call, 1.0, None, True, True) for _ in range(2))

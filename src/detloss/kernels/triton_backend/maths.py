@@ -46,8 +46,27 @@ def power(base: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:
         return base
     elif GAMMA == 2.0:
         return base * base
+    elif GAMMA == 0.5:
+        return tl.sqrt(base)
+    elif GAMMA == 1.5:
+        return base * tl.sqrt(base)
     else:
-        return tl.where(base == base, tl.exp2(GAMMA * tl.log2(tl.maximum(base, TINY))), base)
+        return tl.where(base == base, _power_of_any(base, GAMMA), base)
+
+
+@triton.jit
+def _power_of_any(base: tl.tensor, GAMMA: tl.constexpr) -> tl.tensor:
+    """2^(γ log₂ base) with γ log₂ in two parts, since an error of the exponent grows with its size.
+
+    base = 2^k · m; γ k = n + f with n whole. The product of k and γ rounded to 8 binary places is exact.
+    """
+    bits = tl.maximum(base, TINY).to(tl.int32, bitcast=True)
+    k = ((bits >> 23) - 127).to(tl.float32)
+    m = ((bits & 0x7FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
+    coarse = k * ((GAMMA * 256.0) // 1.0 / 256.0)
+    n = tl.floor(coarse)
+    f = (coarse - n) + k * (GAMMA - (GAMMA * 256.0) // 1.0 / 256.0) + GAMMA * tl.log2(m)
+    return tl.exp2(n) * tl.exp2(f)
 
 
 @triton.jit
