@@ -21,10 +21,8 @@ from detloss.criteria.base import (
     Term,
     assignment_metrics,
     check_classes,
-    class_target,
-    kept_rows,
 )
-from detloss.criteria.levels import check_images, check_maps, check_strides, map_sizes, matched_labels, matched_rows, rows
+from detloss.criteria.levels import check_images, check_maps, check_strides, class_loss, map_sizes, matched_rows, rows
 from detloss.geometry.anchors import Anchors, grid_anchors
 from detloss.geometry.boxes import box_to_distance, centerness, distance_to_box
 from detloss.geometry.deltas import box_to_delta, delta_to_box
@@ -199,14 +197,8 @@ class ATSSLoss(Criterion):
             pred, true = matched.codes, self._codes(matched.true_boxes, matched.priors)
         else:
             pred, true = corners, matched.true_boxes
-        labels = matched_labels(truth, assignment, self.num_classes)
         terms = {
-            "loss_cls": self.loss_cls(
-                matched.logits.reshape(-1, self.num_classes),
-                class_target(self.loss_cls, labels, iou),
-                weight=kept_rows(truth, assignment, matched.logits.dtype),
-                avg_factor=num_pos,
-            ),
+            "loss_cls": class_loss(self.loss_cls, matched.logits, truth, assignment, iou, num_pos),
             "loss_box": self.loss_box(
                 pred.reshape(-1, 4), true.reshape(-1, 4), weight=matched.quality.reshape(-1), avg_factor=quality_sum
             ),

@@ -21,10 +21,8 @@ from detloss.criteria.base import (
     Term,
     assignment_metrics,
     check_classes,
-    class_target,
-    kept_rows,
 )
-from detloss.criteria.levels import check_images, check_maps, check_strides, map_sizes, matched_labels, matched_rows, rows
+from detloss.criteria.levels import check_images, check_maps, check_strides, class_loss, map_sizes, matched_rows, rows
 from detloss.geometry.boxes import box_to_distance, centerness, distance_to_box
 from detloss.geometry.iou import overlap
 from detloss.geometry.points import grid_points
@@ -243,14 +241,8 @@ class FCOSLoss(Criterion):
             (d / stride if in_strides else _around_point(d)).reshape(-1, 4) for d in (matched.distances, matched.true_distances)
         )
         iou = _iou_of_positives(matched.distances, matched.true_distances, assignment.positive)
-        labels = matched_labels(truth, assignment, self.num_classes)
         terms = {
-            "loss_cls": self.loss_cls(
-                matched.logits.reshape(-1, self.num_classes),
-                class_target(self.loss_cls, labels, iou),
-                weight=kept_rows(truth, assignment, matched.logits.dtype),
-                avg_factor=num_pos,
-            ),
+            "loss_cls": class_loss(self.loss_cls, matched.logits, truth, assignment, iou, num_pos),
             "loss_box": self.loss_box(pred_boxes, true_boxes, weight=matched.box_weight.reshape(-1), avg_factor=box_total),
             "loss_centerness": self.loss_centerness(
                 matched.centers.reshape(-1),

@@ -22,11 +22,9 @@ from detloss.criteria.base import (
     Term,
     assignment_metrics,
     check_classes,
-    class_target,
-    kept_rows,
 )
 from detloss.criteria.distances import distribution_term, expected_distance
-from detloss.criteria.levels import check_images, check_maps, check_strides, matched_labels, matched_rows, rows
+from detloss.criteria.levels import check_images, check_maps, check_strides, class_loss, matched_rows, rows
 from detloss.criteria.positives import Positives, select_positives
 from detloss.geometry.boxes import box_to_distance, distance_to_box
 from detloss.geometry.iou import overlap
@@ -186,15 +184,9 @@ class GFLLoss(Criterion):
             iou = slots.scatter(torch.nan_to_num(overlap(pred, true).iou), assignment.gt_index.shape[1])
         if getattr(self.loss_box, "box_space", "corners") == "distances":
             pred, true = matched.distances, matched.true_distances
-        labels = matched_labels(truth, assignment, self.num_classes)
         weight = matched.weight.reshape(-1)
         terms = {
-            "loss_cls": self.loss_cls(
-                matched.logits.reshape(-1, self.num_classes),
-                class_target(self.loss_cls, labels, iou),
-                weight=kept_rows(truth, assignment, matched.logits.dtype),
-                avg_factor=num_pos,
-            ),
+            "loss_cls": class_loss(self.loss_cls, matched.logits, truth, assignment, iou, num_pos),
             "loss_box": self.loss_box(pred.reshape(-1, 4), true.reshape(-1, 4), weight=weight, avg_factor=weight_sum),
             "loss_dfl": distribution_term(
                 self.loss_dfl,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from detloss.assigners.targets import PaddedTargets
 from detloss.checks import check_float, check_positive, shape_of
+from detloss.criteria.base import class_target, kept_rows
 from detloss.types import Assignment, Number
 
-__all__ = ["check_images", "check_maps", "check_strides", "map_sizes", "matched_labels", "matched_rows", "rows"]
+__all__ = ["check_images", "check_maps", "check_strides", "class_loss", "map_sizes", "matched_labels", "matched_rows", "rows"]
 
 
 def check_strides(where: str, strides: object) -> tuple[Number, ...]:
@@ -90,3 +91,18 @@ def matched_rows(values: Tensor, assignment: Assignment) -> Tensor:
         return values.new_zeros(images, count, values.shape[2])
     index = assignment.gt_index.clamp(min=0).unsqueeze(-1).expand(images, count, values.shape[2])
     return torch.where(assignment.positive.unsqueeze(-1), values.gather(1, index), 0)
+
+
+def class_loss(
+    loss: nn.Module, logits: Tensor, truth: PaddedTargets, assignment: Assignment, score: Tensor, avg_factor: Tensor
+) -> Tensor:
+    """The classification term over all priors that are not ignored: ``logits [B, P, C]`` against the matched class.
+
+    Losses that learn a quality get ``score [B, P]`` with it.
+    """
+    classes = logits.shape[-1]
+    labels = matched_labels(truth, assignment, classes)
+    kept = kept_rows(truth, assignment, logits.dtype)
+    target = class_target(loss, labels, score)
+    term: Tensor = loss(logits.reshape(-1, classes), target, weight=kept, avg_factor=avg_factor)
+    return term

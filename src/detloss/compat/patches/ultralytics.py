@@ -16,9 +16,6 @@ LEFT = {
 
 # Fingerprints of ultralytics 8.4.190.
 KNOWN = {
-Creating new Ultralytics Settings v0.0.8 file ✅ 
-View Ultralytics Settings with 'yolo settings' or at '/tmp/.config/Ultralytics/settings.json'
-Update Settings with 'yolo settings key=value', i.e. 'yolo settings runs_dir=path/to/dir'. For help see https://docs.ultralytics.com/usage/settings.
     "ultralytics.utils.loss.v8DetectionLoss.get_assigned_targets_and_loss": ("2439b3d0f9db",),
     "ultralytics.utils.tal.TaskAlignedAssigner.forward": ("275681b7f2c0",),
     "ultralytics.models.utils.loss.RTDETRDetectionLoss.forward": ("0a69def2557a",),
