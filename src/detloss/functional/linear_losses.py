@@ -75,8 +75,8 @@ def tile_loss_of(
     column = torch.where(foreground, rows.label, 0).long()
     dtype = sum_dtype(features)
     example = _call(torch.empty((1, 1), dtype=dtype, device=features.device), column, rows, options, slice(0, 1), slice(0, 1))
-    name = choose(example).name
-    if name != "reference":
+    name, problem = choose(example)
+    if problem is None:
         label = torch.where(counted, torch.where(foreground, column, len(weight)), NO_CLASS)
         return torch.zeros((), dtype=dtype, device=features.device), _kernel_loss(name, label, rows, options), 1
     own = own_logits(features, weight, bias, foreground, column)

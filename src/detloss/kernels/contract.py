@@ -50,9 +50,9 @@ ROW_OPS = BOX_OPS | {"distribution_focal"}
 OPS = ELEMENT_OPS | POSITION_OPS | ROW_OPS
 
 
-@dataclass(frozen=True)
+@dataclass
 class Call:
-    """One loss call, its metadata checked, no value read.
+    """One loss call, its metadata checked, no value read; not changed once it is made.
 
     Attributes:
         op: name of the operation, one of ``OPS``.

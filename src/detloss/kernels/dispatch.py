@@ -54,8 +54,8 @@ def fused_loss(
 
     if not fusible or (isinstance(avg_factor, Tensor) and avg_factor.requires_grad):
         return reference(call.pred)
-    name = choose(call).name
-    if name == "reference":
+    name, problem = choose(call)
+    if problem:
         return reference(call.pred)
     if torch.compiler.is_compiling():
         return _compiled(name, call, avg_factor, reduction)

@@ -23,6 +23,7 @@ Mode: TypeAlias = Literal["auto", "reference", "native", "triton"]
 MODES = ("auto", "reference", "native", "triton")
 NAMES = ("native", "triton")
 FOR_DEVICE = {"cpu": "native", "cuda": "triton"}
+PLAIN = (Tensor, torch.nn.Parameter)
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 # Losses whose operation is not the name of their function without "_loss", and modules.
@@ -135,45 +136,45 @@ def _refusal_of_interpreter() -> str | None:
     return "inside a dispatch mode" if torch._C._len_torch_dispatch_stack() > 0 else None
 
 
-def _refusal_of_state(call: Call) -> str | None:
+def _refusal_of_state(call: Call, compiling: bool) -> str | None:
     """Why the surroundings of a call (transforms, tracing, other inputs that need a gradient) want the reference."""
-    if torch.compiler.is_compiling():
+    if compiling:
         if torch.compiler.is_exporting():
             return "while exporting"
     elif problem := _refusal_of_interpreter():
         return problem
-    if any(t is not None and t.requires_grad for t in call.tensors()):
-        return "targets or weights that need a gradient"
+    for tensor in call.tensors():
+        if tensor is not None and tensor.requires_grad:
+            return "targets or weights that need a gradient"
     if call.pred.device.type != "cpu" and value_checks_enabled(call.pred):
         return "checks of values on the accelerator are on"
     return None
 
 
-def _refusal_of_tensor(pred: Tensor) -> str | None:
+def _refusal_of_tensor(pred: Tensor, compiling: bool) -> str | None:
     if pred.dtype not in FUSED_DTYPES:
         return f"{str(pred.dtype).removeprefix('torch.')} predictions"
-    if not torch.compiler.is_compiling() and type(pred) not in (Tensor, torch.nn.Parameter):
+    if not compiling and type(pred) not in PLAIN:
         return f"a {type(pred).__name__}, not a plain tensor"
     return "empty predictions" if pred.numel() == 0 else None
 
 
-def _name_for(mode: str, device: str) -> str:
-    return mode if mode in NAMES else FOR_DEVICE.get(device, "")
-
-
-def choose(call: Call) -> Choice:
-    """What runs for a call. Reads metadata only."""
+def _back_end_for(device: str) -> tuple[str, str | None]:
+    """Name of the back-end that the mode in force has for a device, and why it cannot run."""
     mode = _state["mode"]
     if mode == "reference":
-        return Choice("reference", "asked for")
-    name = _name_for(mode, call.pred.device.type)
-    if not name:
-        return Choice("reference", f"no kernels for device {call.pred.device.type!r}")
-    problem = _problem_of(name, mode == name) or _refusal_of_tensor(call.pred) or _refusal_of_state(call)
-    problem = problem or _loaded[name].refuses(call)
-    if problem:
-        return Choice("reference", problem)
-    return Choice(name, "asked for" if mode == name else f"{call.op} on {call.pred.device.type}")
+        return mode, "asked for"
+    name = mode if mode in NAMES else FOR_DEVICE.get(device)
+    return (name, _problem_of(name, mode == name) or None) if name else ("", f"no kernels for device {device!r}")
+
+
+def choose(call: Call) -> tuple[str, str | None]:
+    """Name of the back-end for a call, and why it does not take it (``None`` when it does). Reads metadata only."""
+    name, problem = _back_end_for(call.pred.device.type)
+    if problem is None:
+        compiling = torch.compiler.is_compiling()
+        problem = _refusal_of_tensor(call.pred, compiling) or _refusal_of_state(call, compiling) or _loaded[name].refuses(call)
+    return name, problem
 
 
 def fused_backend(name: str) -> Backend:
@@ -207,14 +208,12 @@ def backend(loss: Any = None, tensor: Tensor | None = None) -> Choice:
     if not op:
         name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
         return Choice("reference", f"{name} has no kernel")
-    mode = _state["mode"]
-    if mode == "reference":
-        return Choice("reference", "asked for")
     device = "cpu" if tensor is None else tensor.device.type
-    name = _name_for(mode, device)
-    problem = _problem_of(name, mode == name) if name else f"no kernels for device {device!r}"
-    if tensor is not None:
-        problem = problem or _refusal_of_tensor(tensor) or _refusal_of_state(Call(op, tensor)) or ""
+    name, problem = _back_end_for(device)
+    if tensor is not None and problem is None:
+        problem = _refusal_of_tensor(tensor, False) or _refusal_of_state(Call(op, tensor), False)
     if problem:
         return Choice("reference", problem)
-    return Choice(name, "asked for" if mode == name else f"{op} on {device}" if loss is not None else f"tensors on {device}")
+    if _state["mode"] == name:
+        return Choice(name, "asked for")
+    return Choice(name, f"{op} on {device}" if loss is not None else f"tensors on {device}")

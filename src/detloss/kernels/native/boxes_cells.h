@@ -50,6 +50,17 @@ INLINE float difference_of_products(float a, float b, float c, float d) {
   return __builtin_fmaf(a, b, -cd) + __builtin_fmaf(-c, d, cd);
 }
 
+// x / y by the inverse of y, rounded as a division is: divisions are the slowest instructions here.
+INLINE float divided(float x, float y, float inverse) {
+#if defined(__FMA__) || defined(__aarch64__)
+  const float q = x * inverse;
+  return __builtin_fmaf(__builtin_fmaf(-q, y, x), inverse, q);
+#else
+  (void)inverse;
+  return x / y;
+#endif
+}
+
 // One axis of a pair: lengths in pixels, and shares of the enclosing length.
 struct Axis {
   float p1, p2, t1, t2, size, target, enclosing, offset, common, unit, inverse, pred_share, target_share, common_share;
@@ -66,9 +77,9 @@ INLINE Axis axis_of(float p1, float p2, float t1, float t2) {
   a.inverse = 1.0f / a.unit;
   a.common = lesser(p2, t2) - greater(p1, t1);
   a.offset = ((p1 - t1) + (p2 - t2)) * 0.5f;
-  a.pred_share = at_least_0(a.size) / a.unit;
-  a.target_share = a.target / a.unit;
-  a.common_share = at_least_0(a.common) / a.unit;
+  a.pred_share = divided(at_least_0(a.size), a.unit, a.inverse);
+  a.target_share = divided(a.target, a.unit, a.inverse);
+  a.common_share = divided(at_least_0(a.common), a.unit, a.inverse);
   a.turned = when(a.size < 0.0f) + when(a.size == 0.0f) * when(a.target > 0.0f);
   a.same = when(p1 == t1) * when(p2 == t2) * when(a.size >= 0.0f);
   return a;
@@ -94,11 +105,17 @@ INLINE void corners(const Axis& a, const Slopes& s, float& d1, float& d2) {
 
 struct Pair { float loss, x1, y1, x2, y2; };
 
+// The longer side of the enclosing box, in which lengths are measured that are squared.
+struct Unit {
+  float length, inverse;
+  MEMBER float of(float x) const { return divided(x, length, inverse); }
+};
+
 // ρ²/c², and its slopes.
-INLINE float centre_distance(const Axis& x, const Axis& y, float unit, Slopes& sx, Slopes& sy) {
-  const float inverse = 1.0f / unit, dx = x.offset / unit, dy = y.offset / unit, cw = x.enclosing / unit, ch = y.enclosing / unit;
-  const float diagonal = cw * cw + ch * ch, per = 1.0f / (diagonal > 0.0f ? diagonal : 1.0f);
-  const float distance = (dx * dx + dy * dy) / (diagonal > 0.0f ? diagonal : 1.0f);
+INLINE float centre_distance(const Axis& x, const Axis& y, Unit unit, Slopes& sx, Slopes& sy) {
+  const float inverse = unit.inverse, dx = unit.of(x.offset), dy = unit.of(y.offset);
+  const float cw = unit.of(x.enclosing), ch = unit.of(y.enclosing), diagonal = cw * cw + ch * ch;
+  const float divisor = diagonal > 0.0f ? diagonal : 1.0f, per = 1.0f / divisor, distance = divided(dx * dx + dy * dy, divisor, per);
   const float slope = diagonal > 0.0f ? -2.0f * distance * per * inverse : 0.0f;
   sx.offset += 2.0f * dx * per * inverse;
   sy.offset += 2.0f * dy * per * inverse;
@@ -108,14 +125,14 @@ INLINE float centre_distance(const Axis& x, const Axis& y, float unit, Slopes& s
 }
 
 // A side of the angle of the aspect term: bounded below by eps of the enclosing one; `slope` is its derivative to the side.
-INLINE float bounded_side(float side, float enclosing, float eps, float unit, float& slope) {
+INLINE float bounded_side(float side, float enclosing, float eps, Unit unit, float& slope) {
   const float bound = eps * enclosing, longer = greater(side, bound), least = eps * SMALLEST_SIDE;
   slope = longer <= least ? 0.0f : share_of_first(bound, side);
-  return at_least(longer, least) / unit;
+  return unit.of(at_least(longer, least));
 }
 
 // α v of CIoU; α is held constant.
-INLINE float aspect(const Axis& x, const Axis& y, float unit, float eps, float threshold, float iou, Slopes& sx, Slopes& sy) {
+INLINE float aspect(const Axis& x, const Axis& y, Unit unit, float eps, float threshold, float iou, Slopes& sx, Slopes& sy) {
   float w_slope, h_slope, ignored;
   const float w = bounded_side(x.size, x.enclosing, eps, unit, w_slope), h = bounded_side(y.size, y.enclosing, eps, unit, h_slope);
   const float tw = bounded_side(x.target, x.enclosing, eps, unit, ignored);
@@ -124,7 +141,7 @@ INLINE float aspect(const Axis& x, const Axis& y, float unit, float eps, float t
   const float v = 0.405284735f * gap * gap;
   const float ratio = v / at_least(1.0f - iou + v, SMALLEST);
   const float alpha = when(v > 0.0f) * when(iou > threshold) * ratio;
-  const float slope = alpha * (-2.0f * 0.405284735f) * gap / (at_least(w * w + h * h, SMALLEST) * unit);
+  const float slope = alpha * (-2.0f * 0.405284735f) * gap * unit.inverse / at_least(w * w + h * h, SMALLEST);
   sx.size += slope * h * w_slope;
   sy.size -= slope * w * h_slope;
   return alpha * v;
@@ -132,7 +149,7 @@ INLINE float aspect(const Axis& x, const Axis& y, float unit, float eps, float t
 
 // The square of the difference of a side in units of the enclosing side (EIoU).
 INLINE float side_difference(const Axis& a, Slopes& s) {
-  const float n = (a.size - a.target) / a.unit;
+  const float n = divided(a.size - a.target, a.unit, a.inverse);
   s.size += 2.0f * n * a.inverse;
   s.enclosing -= when(a.size >= 0.0f) * when(a.enclosing > SMALLEST_SIDE) * 2.0f * n * n * a.inverse;
   return n * n;
@@ -140,7 +157,7 @@ INLINE float side_difference(const Axis& a, Slopes& s) {
 
 // SIoU: 1 − exp(−(2 − Λ) ρ) of one axis, without the slope through Λ, which it adds to `by_angle`.
 INLINE float axis_distance(const Axis& a, float angle, float factor, Slopes& s, float& by_angle) {
-  const float n = a.offset / a.unit, rho = n * n, steep = 2.0f - angle, e = exp_neg(steep * rho);
+  const float n = divided(a.offset, a.unit, a.inverse), rho = n * n, steep = 2.0f - angle, e = exp_neg(steep * rho);
   const float slope = factor * steep * e * 2.0f * n * a.inverse;
   s.offset += slope;
   s.enclosing -= a.enclosing <= SMALLEST_SIDE ? 0.0f : slope * n;
@@ -159,14 +176,14 @@ INLINE float axis_shape(const Axis& a, float eps, float theta, float factor, Slo
 }
 
 // SIoU: (Δ + Ω)/2, and its slopes.
-INLINE float angle_distance_shape(const Axis& x, const Axis& y, float unit, float eps, float theta, Slopes& sx, Slopes& sy) {
-  const float dx = x.offset / unit, dy = y.offset / unit, squared = dx * dx + dy * dy;
+INLINE float angle_distance_shape(const Axis& x, const Axis& y, Unit unit, float eps, float theta, Slopes& sx, Slopes& sy) {
+  const float dx = unit.of(x.offset), dy = unit.of(y.offset), squared = dx * dx + dy * dy;
   const float divisor = squared > 0.0f ? squared : 1.0f, ax = __builtin_fabsf(dx), ay = __builtin_fabsf(dy);
   const float angle = 2.0f * ax * ay / divisor;
   float by_angle = 0.0f;
   float loss = axis_distance(x, angle, 0.5f, sx, by_angle);
   loss += axis_distance(y, angle, 0.5f, sy, by_angle);
-  const float through = when(squared > 0.0f), per = by_angle / (divisor * unit);
+  const float through = when(squared > 0.0f), per = by_angle * unit.inverse / divisor;
   sx.offset += per * 2.0f * (sign(dx) * ay - through * angle * dx);
   sy.offset += per * 2.0f * (sign(dy) * ax - through * angle * dy);
   loss += axis_shape(x, eps, theta, 0.5f, sx) + axis_shape(y, eps, theta, 0.5f, sy);
@@ -183,7 +200,7 @@ INLINE Pair pair_of(float p1, float q1, float p2, float q2, float t1, float u1, 
   const Axis y = axis_of(limited(q1), limited(q2), limited(u1), limited(u2));
   const float common = x.common_share * y.common_share;
   const float area = x.pred_share * y.pred_share + x.target_share * y.target_share - common;
-  const float bounded = at_least(area, eps), ratio = common / bounded;
+  const float bounded = at_least(area, eps), inverse = 1.0f / bounded, ratio = divided(common, bounded, inverse);
   const float identical = x.same * y.same;
   const float iou = identical > 0.0f ? 1.0f : at_most(ratio, 1.0f);
   Slopes sx{}, sy{};
@@ -203,14 +220,15 @@ INLINE Pair pair_of(float p1, float q1, float p2, float q2, float t1, float u1, 
     loss += open * at_least_0(1.0f - area);
     by_hollow = open * when(area < 1.0f);
   }
-  const float unit = at_least(greater(x.enclosing, y.enclosing), SMALLEST_SIDE);
+  const float longest = at_least(greater(x.enclosing, y.enclosing), SMALLEST_SIDE);
+  const Unit unit{longest, x.enclosing < y.enclosing ? y.inverse : x.inverse};
   if (KIND == Boxes::DIOU || KIND == Boxes::CIOU || KIND == Boxes::EIOU) loss += centre_distance(x, y, unit, sx, sy);
   if (KIND == Boxes::CIOU) loss += aspect(x, y, unit, eps, extra, iou, sx, sy);
   if (KIND == Boxes::EIOU) loss += side_difference(x, sx) + side_difference(y, sy);
   if (KIND == Boxes::SIOU) loss += angle_distance_shape(x, y, unit, eps, extra, sx, sy);
-  loss += x.turned * -x.size / x.unit + y.turned * -y.size / y.unit;
+  loss += divided(x.turned * -x.size, x.unit, x.inverse) + divided(y.turned * -y.size, y.unit, y.inverse);
 
-  const float by_ratio = (1.0f - identical) * when(ratio < 1.0f) * by_iou / bounded;
+  const float by_ratio = (1.0f - identical) * when(ratio < 1.0f) * by_iou * inverse;
   const float by_area = (area <= eps ? 0.0f : -by_ratio * ratio) - by_hollow, by_common = by_ratio - by_area;
   sx.common_share += by_common * y.common_share;
   sy.common_share += by_common * x.common_share;
