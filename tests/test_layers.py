@@ -23,7 +23,9 @@ LAZILY = {
     "compat/configs/files.py": {"yaml"},
     "criteria/explain.py": {"matplotlib"},
 }
-LAZY_FOLDERS = {"compat/patches/": {"autotimm", "torchvision", "transformers", "ultralytics"}}  # what they patch is installed
+LAZY_FOLDERS = {
+    "compat/patches/": {"accelerate", "autotimm", "torchvision", "transformers", "ultralytics"}
+}  # what they patch is installed
 BY_NAME = ("import_module", "importlib.import_module", "__import__")
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 

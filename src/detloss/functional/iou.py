@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, TypeAlias
 
+import torch  # noqa: F401  (the examples use it)
 from torch import Tensor
 
 from detloss.checks import check_at_least, check_boxes, check_non_negative, check_option, check_positive
