@@ -4,7 +4,7 @@ Losses behind one small API, the target assignment that feeds them, and whole cr
 Importing it needs PyTorch and nothing else.
 """
 
-from detloss import functional, geometry
+from detloss import functional, geometry, kernels
 from detloss.assigners import FCOSAssigner
 from detloss.criteria import Criterion, FCOSLoss, MultiPartLoss
 from detloss.losses import (
@@ -126,6 +126,7 @@ __all__ = [
     "functional",
     "geometry",
     "global_count",
+    "kernels",
     "list_losses",
     "reduce_loss",
     "set_value_checks",

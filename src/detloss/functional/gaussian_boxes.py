@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from detloss.checks import check_boxes, check_option, check_positive
-from detloss.functional.iou import length_unit, overlap_loss
+from detloss.functional.iou import length_unit
 from detloss.functional.iou_variants import one_where_inverted
+from detloss.functional.overlap import overlap_loss
 from detloss.geometry.iou import Overlap
 from detloss.geometry.rotated import RotatedPair, compare_rotated
 from detloss.reduction import mute, reduce_loss

@@ -14,53 +14,20 @@ that there is a gradient that pulls it back. Identical boxes cost exactly 0, als
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
-from detloss.checks import check_at_least, check_boxes, check_non_negative, check_option, check_positive
-from detloss.geometry.boxes import BOX_FORMATS
-from detloss.geometry.iou import SMALLEST_SIDE, Overlap, overlap
-from detloss.kernels.contract import Call
-from detloss.kernels.dispatch import fused_loss
+from detloss.checks import check_at_least, check_non_negative, check_option
+from detloss.functional.overlap import overlap_loss
+from detloss.geometry.iou import SMALLEST_SIDE, Overlap
 from detloss.types import BoxFormat, Number, Reduction
 
 __all__ = ["ciou_loss", "diou_loss", "eiou_loss", "giou_loss", "iou_loss", "siou_loss"]
 
 IoUMode: TypeAlias = Literal["linear", "square", "log"]
 IOU_MODES = ("linear", "square", "log")
-
-
-def overlap_loss(
-    where: str,
-    cost: Callable[[Overlap], Tensor],
-    pred: Tensor,
-    target: Tensor,
-    *,
-    eps: float,
-    box_format: BoxFormat,
-    weight: Tensor | None,
-    avg_factor: Number | Tensor | None,
-    reduction: Reduction,
-    kernel: tuple[str, float] | tuple[str] | None = None,
-) -> Tensor:
-    """Check, compare, add the price of an inverted prediction, reduce: what all members of the family share.
-
-    ``kernel`` names the operation of :mod:`detloss.kernels.contract` that computes the same cost, and its further number.
-    """
-    check_boxes(where, pred, target)
-    check_option(where, "box_format", box_format, BOX_FORMATS)
-    check_positive(where, eps=eps)
-
-    def formula(pred: Tensor) -> Tensor:
-        pair = overlap(pred, target, box_format, eps)
-        return cost(pair) + pair.inverted
-
-    op, *extra = kernel or ("giou",)
-    call = Call(op, pred, target=target, weight=weight, numbers=(eps, float(BOX_FORMATS.index(box_format)), *extra))
-    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=kernel is not None)
 
 
 def iou_loss(

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from detloss.checks import check_at_least, check_non_negative, check_option, check_positive
 from detloss.functional import iou as family
-from detloss.functional.iou import centre_distance, length_unit, overlap_loss, side_gaps
+from detloss.functional.iou import centre_distance, length_unit, side_gaps
+from detloss.functional.overlap import overlap_loss
 from detloss.geometry.iou import SMALLEST_SIDE, Overlap, overlap
 from detloss.types import BoxFormat, Number, Reduction
 

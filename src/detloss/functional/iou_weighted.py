@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from detloss.checks import check_non_negative, check_positive
-from detloss.functional.iou import eiou_cost, length_unit, overlap_loss
+from detloss.functional.iou import eiou_cost, length_unit
 from detloss.functional.iou_variants import fixed_diagonal, one_where_inverted
+from detloss.functional.overlap import overlap_loss
 from detloss.geometry.iou import Overlap
 from detloss.types import BoxFormat, Number, Reduction
 
