@@ -6,7 +6,7 @@ Importing it needs PyTorch and nothing else.
 
 from typing import TYPE_CHECKING
 
-from detloss import functional, geometry
+from detloss import functional, geometry, kernels
 from detloss.assigners import (
     ATSSAssigner,
     BalancedSampler,
@@ -196,6 +196,7 @@ __all__ = [
     "functional",
     "geometry",
     "global_count",
+    "kernels",
     "list_losses",
     "patch",
     "reduce_loss",

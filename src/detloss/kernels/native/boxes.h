@@ -69,7 +69,7 @@ static const BoxLoop BOX_LOOP[8][2] = {BOX_LOOPS(0), BOX_LOOPS(1), BOX_LOOPS(2),
 static void boxes(const Boxes& a, int64_t begin, int64_t end, Partial& result) {
   BoxBuffers b;
   const bool weighted = a.weight || a.upstream;
-  const BoxLoop loop = BOX_LOOP[a.kind][a.grad != nullptr];
+  const BoxLoop loop = BOX_LOOP[a.kind][a.out == nullptr];
   for (float& w : b.w) w = 1.0f;
   for (int64_t u = begin; u < end; u++) {
     const int64_t row = u * BOXES, n = a.rows - row < BOXES ? a.rows - row : BOXES;

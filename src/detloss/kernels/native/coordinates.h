@@ -8,8 +8,7 @@ template <int OP> INLINE Distance difference(float x, float t, float beta) {
   const float d = x - t, size = __builtin_fabsf(d);
   if (OP == Coordinates::SQUARED) return {d * d, 2.0f * d};
   if (OP == Coordinates::ABSOLUTE) return {size, sign_or_nan(d)};
-  const float inverse = 1.0f / beta;
-  return {size < beta ? 0.5f * d * d * inverse : size - 0.5f * beta, size < beta ? d * inverse : sign_or_nan(d)};
+  return {size < beta ? 0.5f * d * d / beta : size - 0.5f * beta, size < beta ? d / beta : sign_or_nan(d)};
 }
 
 template <int OP, bool GRAD, bool W>
@@ -36,7 +35,7 @@ static const CoordinateLoop COORDINATE_LOOP[3][2][2] = {COORDINATE_LOOPS(0), COO
 static void coordinates(const Coordinates& a, int64_t begin, int64_t end, Partial& result) {
   float bx[TILE], bt[TILE], bw[TILE], bout[TILE];
   const bool weighted = a.weight || a.upstream;
-  const CoordinateLoop loop = COORDINATE_LOOP[a.op][a.grad != nullptr][weighted];
+  const CoordinateLoop loop = COORDINATE_LOOP[a.op][a.out == nullptr][weighted];
   for (int64_t u = begin; u < end; u++) {
     const int64_t at = u * TILE, n = a.count - at < TILE ? a.count - at : TILE;
     const float *x = static_cast<const float*>(a.pred) + at, *t = static_cast<const float*>(a.target) + at;

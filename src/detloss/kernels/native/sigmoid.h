@@ -43,7 +43,8 @@ INLINE int32_t outside_unit(const float* __restrict y, int64_t n) {
 using Negatives = float (*)(const float*, const float*, int64_t, float, float, float, float*);
 using Mixed = float (*)(const float*, const float*, const Factors&, int64_t, float, const Options&, float*);
 
-// The loops of one operation, exponent and result, each without and with weights.
+// The loops of one operation, exponent and result, each without and with weights. A sum is added up by those that make
+// gradients even if none is wanted: it has the same bits in training and in evaluation.
 struct Loops { Negatives negatives[2]; Mixed mixed[2]; };
 
 template <int OP, int G, bool GRAD> constexpr Loops loops() {
@@ -71,7 +72,7 @@ struct SigmoidLoss {
   SigmoidLoss(const Sigmoid& call, Buffers& buffers, Partial& partial)
       : a(call), b(buffers), result(partial),
         options{call.gamma, call.positive, call.negative, call.smoothing, call.negative, float(call.weigh_by_quality != 0)},
-        loop(LOOPS[call.op][call.gamma == 0.0f ? 0 : call.gamma == 2.0f ? 1 : 2][call.grad != nullptr]),
+        loop(LOOPS[call.op][call.gamma == 0.0f ? 0 : call.gamma == 2.0f ? 1 : 2][call.out == nullptr]),
         one_by_one(!call.index || call.smoothing != 0.0f), each(call.out != nullptr),
         by_position(each && call.out_spread == POSITION), by_element(each && call.out_spread == ELEMENT) {}
 
