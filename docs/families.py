@@ -18,10 +18,10 @@ All take `weights` by name of the term, `normalizer` (`"sync"`, `"local"`, `"ema
 `count` and `accumulate`; [Criteria](criteria.md) shows them at work.
 """
 ASSIGNERS = """An assigner decides which location, anchor, proposal or query is responsible for which object:
-`assignment = assigner(priors, targets, scores=None, boxes=None)` gives, for the whole batch, `gt_index [B, P]` (−1 for negatives),
-`ignore [B, P]` and `quality [B, P]`. All work without gradient, batched over images, within `memory_budget` bytes and with the same
-result for every size of chunks; predictions that are not finite never match; ignore boxes and crowds count neither way. A
-criterion takes another assigner as `assigner=` (object, configuration or name).
+`assignment = assigner(priors, targets, scores=None, boxes=None)` gives, for the whole batch, `gt_index [B, P]` (−1 for
+negatives), `ignore [B, P]` and `quality [B, P]`. All work without gradient, batched over images, within `memory_budget` bytes
+and with the same result for every size of chunks; predictions that are not finite never match; ignore boxes and crowds count
+neither way. A criterion takes another assigner as `assigner=` (object, configuration or name).
 """
 
 
@@ -65,7 +65,8 @@ def _criterion(entry: Entry, formula: Any, paper: Any) -> list[str]:
     presets = ", ".join(f'`"{name}"`' for name in entry.cls.PRESETS) or "none"
     lines += [
         "",
-        f"Presets: {presets}. Paper: {paper(entry.paper) or 'none'}. Reference: [`detloss.{entry.name}`][detloss.{entry.name}].\n",
+        f"Presets: {presets}. Paper: {paper(entry.paper) or 'none'}. "
+        f"Reference: [`detloss.{entry.name}`][detloss.{entry.name}].\n",
         *_options(entry),
         "",
     ]

@@ -13,7 +13,9 @@ import detloss
 Losses = dict[str, Tensor]
 
 
-def train(build: Callable[[], nn.Module], step: Callable[[Any, int], Losses], steps: int, rate: float = 0.01) -> list[dict[str, float]]:
+def train(
+    build: Callable[[], nn.Module], step: Callable[[Any, int], Losses], steps: int, rate: float = 0.01
+) -> list[dict[str, float]]:
     """The losses of every step of SGD with momentum. The seed is set once before the model is built and once after."""
     torch.manual_seed(0)
     model = build().train()

@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 from compat.patched_training import Losses, compare
-from torch import Tensor, nn
-
-import detloss
+from torch import nn
 
 tasks = pytest.importorskip("ultralytics.nn.tasks")
 loss = pytest.importorskip("ultralytics.utils.loss")

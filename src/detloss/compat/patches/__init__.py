@@ -1,4 +1,4 @@
-"""Make an installed framework compute its losses and assignments here, with the same numbers: ``detloss.patch("torchvision")``."""
+"""Make an installed framework compute its losses and assignments here: ``detloss.patch("torchvision")``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from detloss.compat.patches.registry import Patch, PatchMismatchError, Plan
 
 __all__ = ["FRAMEWORKS", "Patch", "PatchMismatchError", "patch", "plan", "unpatch"]
 
-FRAMEWORKS = ("autotimm", "torchvision", "transformers", "ultralytics")
+FRAMEWORKS = ("torchvision", "ultralytics")
 
 
 def _check(framework: object) -> str:
@@ -45,7 +45,7 @@ def patch(framework: str) -> Patch:
     block. Patching twice does no harm. The result lists the dotted names of what was ``replaced``.
 
     Args:
-        framework: ``"torchvision"``, ``"ultralytics"``, ``"transformers"`` or ``"autotimm"``.
+        framework: ``"torchvision"`` or ``"ultralytics"``.
 
     Raises:
         ValueError: unknown framework.

@@ -91,8 +91,8 @@ class Plan:
         strange = [f"{where} ({code})" for where, code in self.found().items() if code not in self.known.get(where, ())]
         if strange:
             raise PatchMismatchError(
-                f"patch({self.framework!r}) does not know the installed {self.framework} {version_of(self.framework)}; nothing was "
-                f"changed. Functions that differ from the code the patch was written for (fingerprint): {', '.join(strange)}. "
+                f"patch({self.framework!r}) does not know the installed {self.framework} {version_of(self.framework)}; "
+                f"nothing was changed. Functions that differ from the code the patch was written for (fingerprint): {', '.join(strange)}. "
                 f"Expected a version whose functions are the same as in those tested; update detloss or {self.framework}, "
                 "or train without the patch."
             )

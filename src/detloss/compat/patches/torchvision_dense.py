@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from detloss.assigners.max_iou import MaxIoUAssigner
 from detloss.assigners.samplers import HardNegativeSampler
 from detloss.assigners.targets import PaddedTargets, pad_targets
 from detloss.checks import upcast
-from detloss.compat.patches.streamed import streamed_sum
 from detloss.criteria.levels import matched_labels
 from detloss.functional.classification import cross_entropy_loss
 from detloss.functional.focal import sigmoid_focal_loss
@@ -33,9 +31,6 @@ Function = Callable[..., Any]
 Targets = Sequence[dict[str, Tensor]]
 COORDINATE_LOSSES = {"l1": l1_loss, "smooth_l1": smooth_l1_loss}
 BOX_LOSSES = {"giou": giou_loss, "diou": diou_loss, "ciou": ciou_loss}
-IGNORED = -100
-
-focal_sum = partial(sigmoid_focal_loss, reduction="sum")
 
 
 def fcos_loss(original: Function) -> Function:
@@ -61,7 +56,7 @@ def fcos_loss(original: Function) -> Function:
         pred = sides[image, prior] * points.stride[prior, None]
         centers = head_outputs["bbox_ctrness"][image, prior].squeeze(-1)
         return {
-            "classification": streamed_sum(focal_sum, logits.flatten(0, 1), labels.flatten()) / count,
+            "classification": sigmoid_focal_loss(logits.flatten(0, 1), labels.flatten(), avg_factor=count),
             "bbox_regression": giou_loss(_around_point(pred), _around_point(true), avg_factor=count),
             "bbox_ctrness": centerness_loss(centers, centerness(true), avg_factor=count),
         }
@@ -87,17 +82,18 @@ def retinanet_loss(original: Function) -> Function:
         assignment = assigner(Anchors.of(anchors[0].to(deltas.dtype)), truth)
         image, prior, objects = _positives(assignment, truth)
         share = 1 / (assignment.positive.sum(1).clamp(min=1) * len(targets)).to(deltas.dtype)
-        labels = matched_labels(truth, assignment, logits.shape[-1]).masked_fill(assignment.ignore, IGNORED).flatten()
-        of_row = share[:, None].expand_as(assignment.gt_index).flatten()
-
-        def focal(part: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-            return (sigmoid_focal_loss(part, label, reduction="none", ignore_index=IGNORED).sum(1) * weight).sum()
-
+        labels = matched_labels(truth, assignment, logits.shape[-1]).flatten()
+        weight = torch.where(assignment.ignore, 0.0, share[:, None]).flatten()
         regression = head.regression_head
         return {
-            "classification": streamed_sum(focal, logits.flatten(0, 1), labels, of_row),
+            "classification": sigmoid_focal_loss(logits.flatten(0, 1), labels, weight=weight, reduction="sum"),
             "bbox_regression": _box_term(
-                regression._loss_type, regression.box_coder.weights, anchors[0][prior], deltas[image, prior], objects, share[image]
+                regression._loss_type,
+                regression.box_coder.weights,
+                anchors[0][prior],
+                deltas[image, prior],
+                objects,
+                share[image],
             ),
         }
 
@@ -121,7 +117,9 @@ def ssd_loss(original: Function) -> Function:
         with torch.no_grad():
             hardness = cross_entropy_loss(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         # The background is class 0 there: an object with that label is a negative for the sampler.
-        sampled = HardNegativeSampler(self.neg_to_pos_ratio)(Assignment(torch.where(labels > 0, gt_index, -1), labels < 0), hardness)
+        sampled = HardNegativeSampler(self.neg_to_pos_ratio)(
+            Assignment(torch.where(labels > 0, gt_index, -1), labels < 0), hardness
+        )
         chosen = (~sampled.ignore).nonzero(as_tuple=True)
         image, prior, objects = _positives(assignment, truth)
         count = float(max(1, len(image)))
@@ -178,9 +176,7 @@ def _around_point(distances: Tensor) -> Tensor:
     return torch.cat((-distances[:, :2], distances[:, 2:]), dim=1)
 
 
-def _box_term(
-    kind: str, weights: Sequence[float], anchors: Tensor, deltas: Tensor, objects: Tensor, weight: Tensor
-) -> Tensor:
+def _box_term(kind: str, weights: Sequence[float], anchors: Tensor, deltas: Tensor, objects: Tensor, weight: Tensor) -> Tensor:
     """Σ weight · loss of the boxes, by torchvision's name of the loss."""
     anchors = anchors.to(deltas.dtype)
     if kind in COORDINATE_LOSSES:

@@ -127,7 +127,9 @@ def keypoint_loss(original: Function) -> Function:
     ) -> Tensor:
         count, points, height, width = keypoint_logits.shape
         if height != width:
-            raise ValueError(f"keypointrcnn_loss: keypoint_logits must be [N, K, M, M], square maps; got {[count, points, height, width]}")
+            raise ValueError(
+                f"keypointrcnn_loss: keypoint_logits must be [N, K, M, M], square maps; got {[count, points, height, width]}"
+            )
         own = zip(gt_keypoints, keypoint_matched_idxs, proposals, strict=True)
         found = [keypoints_to_heatmap(keypoints[index], boxes, height) for keypoints, index, boxes in own]
         cell, valid = (torch.cat([part[k].flatten() for part in found]) for k in (0, 1))
@@ -139,4 +141,6 @@ def keypoint_loss(original: Function) -> Function:
 
 def _boxes_only(targets: Targets, like: Tensor) -> PaddedTargets:
     """The boxes of the targets, whose labels play no part."""
-    return pad_targets([{"boxes": t["boxes"], "labels": t["boxes"].new_zeros(len(t["boxes"]), dtype=torch.long)} for t in targets], like)
+    return pad_targets(
+        [{"boxes": t["boxes"], "labels": t["boxes"].new_zeros(len(t["boxes"]), dtype=torch.long)} for t in targets], like
+    )

@@ -66,7 +66,9 @@ def _criterion(loss: Any) -> DETRLoss | None:
         num_classes=loss.nc,
         target_format="cxcywh_normalized",
         loss_cls={"type": "MatchedVarifocalLoss", "alpha": loss.vfl.alpha, "gamma": loss.vfl.gamma, "constant_factor": False},
-        assigner=HungarianAssigner("focal", costs["class"], costs["bbox"], costs["giou"], alpha=matcher.alpha, gamma=matcher.gamma),
+        assigner=HungarianAssigner(
+            "focal", costs["class"], costs["bbox"], costs["giou"], alpha=matcher.alpha, gamma=matcher.gamma
+        ),
         weights={name: gains[theirs] for theirs, name in TERMS.items()},
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +10,21 @@ from torch import Tensor
 
 from detloss.assigners.targets import PaddedTargets
 from detloss.assigners.task_aligned import TaskAlignedAssigner
+from detloss.checks import upcast
+from detloss.criteria.distances import distribution_term, expected_distance
 from detloss.criteria.levels import map_sizes, matched_labels, matched_rows
-from detloss.criteria.yolov8 import YOLOv8Loss, YOLOv8Matched
-from detloss.geometry.points import Points
-from detloss.types import Target
+from detloss.criteria.yolov8 import BIN_MARGIN
+from detloss.functional.iou import ciou_loss
+from detloss.functional.quality import quality_focal_loss
+from detloss.geometry.boxes import box_to_distance, distance_to_box
+from detloss.geometry.points import Points, grid_points
+from detloss.losses.distribution import DistributionFocalLoss
+from detloss.types import Assignment
 
-__all__ = ["assigner_of", "detection_loss", "targets_of", "task_aligned_targets"]
+__all__ = ["assigner_of", "detection_loss", "padded_targets", "task_aligned_targets"]
 
 Function = Callable[..., Any]
-GAINS = {"loss_box": "box", "loss_cls": "cls", "loss_dfl": "dfl"}  # in ultralytics' order
+GAINS = ("box", "cls", "dfl")
 SMALLEST_SCORE, LARGEST_SCORE = 1e-30, 1 - 2**-24  # probabilities whose logits are finite in float32
 
 
@@ -31,14 +36,26 @@ def detection_loss(original: Function) -> Function:
         covered = self.use_dfl and self.class_weights is None and type(self.bbox_loss).__name__ == "BboxLoss" and not extra
         if assigner is None or not covered:
             return original(self, preds, batch, **extra)
-        weights = {term: float(getattr(self.hyp, gain)) for term, gain in GAINS.items()}
-        criterion = YOLOv8Loss(
-            self.nc, strides=self.stride.tolist(), reg_max=self.reg_max, assigner=assigner, normalizer="local", weights=weights
+        scores, bins = preds["scores"], preds["boxes"]
+        points, truth, found = _assign(assigner, preds, batch, self.stride.tolist())
+        image, prior = found.positive.nonzero(as_tuple=True)
+        quality = torch.zeros_like(points.stride).expand_as(found.gt_index) if found.quality is None else found.quality
+        score, total = quality[image, prior], quality.sum().clamp(min=1)
+        objects = matched_rows(truth.boxes, found)
+        stride = points.stride[prior, None]
+        own = upcast(bins.transpose(1, 2)[image, prior])
+        pred, true = expected_distance(own), box_to_distance(points.xy[prior], objects[image, prior]) / stride
+        labels = matched_labels(truth, found, self.nc)
+        terms = (
+            ciou_loss(_around_point(pred), _around_point(true), weight=score, avg_factor=total),
+            # With beta = 0 it is the cross entropy with soft labels.
+            quality_focal_loss(scores.unsqueeze(2), (labels.unsqueeze(1), quality.unsqueeze(1)), beta=0.0, avg_factor=total),
+            distribution_term(DistributionFocalLoss(), own, true, score, total, BIN_MARGIN),
         )
-        matched = _match(criterion, preds, batch)
-        losses = criterion.finish(matched)
-        loss = torch.stack([losses[name] for name in GAINS])
-        return _assigned(matched), loss, dict(zip(self.loss_names, loss.detach(), strict=False))
+        loss = torch.stack([term * float(getattr(self.hyp, gain)) for term, gain in zip(terms, GAINS, strict=True)])
+        steps = points.stride.unsqueeze(1)
+        assigned = (found.positive, found.gt_index.clamp(min=0), objects, points.xy / steps, steps)
+        return assigned, loss, dict(zip(self.loss_names, loss.detach(), strict=False))
 
     return get_assigned_targets_and_loss
 
@@ -80,42 +97,46 @@ def assigner_of(assigner: Any) -> TaskAlignedAssigner | None:
     return TaskAlignedAssigner(topk=assigner.topk, alpha=assigner.alpha, beta=assigner.beta, eps=assigner.eps)
 
 
-def targets_of(batch: Mapping[str, Any], images: int, side: Tensor) -> list[Target]:
-    """The objects of a batch by image, from ``batch_idx``, ``cls`` and ``bboxes`` (cx, cy, w, h in units of the image).
+def padded_targets(batch: Mapping[str, Any], images: int, side: Sequence[float], like: Tensor) -> PaddedTargets:
+    """The objects of a batch of an ultralytics loader, padded. The host waits once for their largest number.
 
     Args:
-        batch: the batch of an ultralytics loader; its rows are in the order of the images.
+        batch: ``batch_idx [N]``, image of each object, in order; ``cls``, and ``bboxes`` (cx, cy, w, h) in units of the image.
         images: number of images.
-        side: ``[2]`` height and width of the images in pixels.
+        side: height and width of the images in pixels.
+        like: tensor whose device and dtype the boxes take.
     """
-    index = batch["batch_idx"].to(side.device).reshape(-1).long()
-    boxes, labels = batch["bboxes"].to(side), batch["cls"].to(side.device).reshape(-1).long()
-    boxes = boxes.reshape(-1, 4) * side.flip(0).repeat(2)
+    image = batch["batch_idx"].to(like.device).reshape(-1).long()
+    counts = torch.bincount(image, minlength=images)
+    most = int(counts.max()) if len(image) else 0
+    place = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
+    height, width = side
+    boxes = batch["bboxes"].to(like).reshape(-1, 4) * like.new_tensor([width, height, width, height])
     half = boxes[:, 2:] / 2
-    corners = torch.cat((boxes[:, :2] - half, boxes[:, :2] + half), 1)
-    counts = torch.bincount(index, minlength=images).tolist()
-    parts = zip(corners.split(counts), labels.split(counts), strict=True)
-    return [{"boxes": own, "labels": label} for own, label in parts]
+    corners = like.new_zeros(images, most, 4)
+    corners[image, place] = torch.cat((boxes[:, :2] - half, boxes[:, :2] + half), 1)
+    labels = image.new_zeros(images, most)
+    labels[image, place] = batch["cls"].to(like.device).reshape(-1).long()
+    valid = torch.arange(most, device=image.device) < counts[:, None]
+    nothing = like.new_zeros(images, 0, 4)
+    return PaddedTargets(corners, labels, valid, nothing, nothing.bool()[..., 0])
 
 
-def _match(criterion: YOLOv8Loss, preds: Mapping[str, Any], batch: Mapping[str, Any]) -> YOLOv8Matched:
-    """The matched batch, with scores and bins as one map each, as the head joined them: so they are never taken apart."""
-    joined = {"scores": preds["scores"], "boxes": preds["boxes"]}
-    detached = {"feats": preds["feats"], **{name: x.detach() for name, x in joined.items()}}
-    height, width = map_sizes(preds["feats"])[0]
-    stride = criterion.strides[0]
-    side = torch.tensor([height * stride, width * stride], device=joined["scores"].device, dtype=torch.float32)
-    matched = criterion.match(*criterion.split_outputs(detached), targets_of(batch, len(joined["scores"]), side))
-    scores, boxes = (x.unsqueeze(2) for x in joined.values())
-    return replace(matched, cls_scores=(scores,), bbox_preds=(boxes,))
+def _assign(
+    assigner: TaskAlignedAssigner, preds: Mapping[str, Any], batch: Mapping[str, Any], strides: Sequence[float]
+) -> tuple[Points, PaddedTargets, Assignment]:
+    """The locations, the objects, and which is responsible for which, from scores and bins joined over the levels."""
+    bins, sizes = preds["boxes"].detach(), map_sizes(preds["feats"])
+    parts = bins.split(1) if bins.device.type == "cpu" else (bins,)  # temporaries that stay in the cache
+    distances = torch.cat([expected_distance(part, 1) for part in parts]).transpose(1, 2)
+    points = grid_points(sizes, strides, device=bins.device, dtype=distances.dtype)
+    truth = padded_targets(batch, len(bins), [length * strides[0] for length in sizes[0]], distances)
+    boxes = distance_to_box(points.xy.expand(*distances.shape[:2], 2), distances * points.stride[:, None])
+    return points, truth, assigner(points, truth, preds["scores"].detach().transpose(1, 2), boxes)
 
 
-def _assigned(matched: YOLOv8Matched) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Foreground, object of every location, its corners in pixels, locations in cells and strides, as ultralytics has them."""
-    assignment, points = matched.assignment, matched.priors
-    stride = points.stride.unsqueeze(1)
-    boxes = matched_rows(matched.truth.boxes, assignment)
-    return assignment.positive, assignment.gt_index.clamp(min=0), boxes, points.xy / stride, stride
+def _around_point(distances: Tensor) -> Tensor:
+    return torch.cat((-distances[:, :2], distances[:, 2:]), dim=1)
 
 
 def _padded(labels: Tensor, boxes: Tensor, mask: Tensor) -> PaddedTargets:
