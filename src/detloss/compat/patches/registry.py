@@ -92,7 +92,8 @@ class Plan:
         if strange:
             raise PatchMismatchError(
                 f"patch({self.framework!r}) does not know the installed {self.framework} {version_of(self.framework)}; "
-                f"nothing was changed. Functions that differ from the code the patch was written for (fingerprint): {', '.join(strange)}. "
+                "nothing was changed. Functions that differ from the code the patch was written for (fingerprint): "
+                f"{', '.join(strange)}. "
                 f"Expected a version whose functions are the same as in those tested; update detloss or {self.framework}, "
                 "or train without the patch."
             )
