@@ -23,6 +23,7 @@ Mode: TypeAlias = Literal["auto", "reference", "native", "triton"]
 MODES = ("auto", "reference", "native", "triton")
 NAMES = ("native", "triton")
 FOR_DEVICE = {"cpu": "native", "cuda": "triton"}
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # since torch 2.7
 PLAIN = (Tensor, torch.nn.Parameter)
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -139,7 +140,7 @@ def _refusal_of_interpreter() -> str | None:
 def _refusal_of_state(call: Call, compiling: bool) -> str | None:
     """Why the surroundings of a call (transforms, tracing, other inputs that need a gradient) want the reference."""
     if compiling:
-        if torch.compiler.is_exporting():
+        if _is_exporting():
             return "while exporting"
     elif problem := _refusal_of_interpreter():
         return problem
