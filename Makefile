@@ -1,6 +1,6 @@
 # Everything a fresh machine needs is Python 3.10 or newer and make:
 #   make demo    train a small detector on the embedded data and write a report
-#   make test    lint, types, unit tests, doctests and README examples
+#   make test    lint, types, unit tests, doctests, README examples, and the losses with each implementation
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,9 +8,12 @@ STAMP := $(VENV)/.installed
 TRAIN_STAMP := $(VENV)/.installed-train
 PIP = $(BIN)/python -m pip install --disable-pip-version-check --quiet
 OUT := runs/demo-$(shell date +%Y%m%d-%H%M%S)
-PARTS := lint types pytest
+PARTS := lint types pytest backends
 # Two processes, each with whole test files; ARGS="-k fcos" runs what it names in one.
 ARGS := --numprocesses 2 --dist loadfile
+# What every loss promises, for the losses that have kernels: `pytest` runs it with those of this machine, `backends` with the others.
+PROMISES := tests/test_losses_*.py
+FUSED := (focal or ce- or bce or qfl or vfl or dfl or l1 or mse or smooth or giou or diou or ciou or eiou or siou) and not gaussian and not inner
 
 # Threads that wait give their core away. Spinning, PyTorch's are several times slower beside any other busy process.
 export OMP_WAIT_POLICY ?= passive
@@ -63,6 +66,12 @@ types: $(STAMP) ## mypy on src
 
 pytest: $(STAMP) ## tests, doctests and README examples (ARGS="-k fcos" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
+
+backends: $(STAMP) ## the losses that have kernels, by their formulas and by the Triton kernels in its interpreter
+	@DETLOSS_KERNELS=reference $(BIN)/python -m pytest --numprocesses 2 -q $(PROMISES) tests/testing/test_battery.py -k "$(FUSED)"
+	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
+	  TRITON_INTERPRET=1 DETLOSS_KERNELS=triton $(BIN)/python -m pytest --numprocesses 2 -q -W ignore $(PROMISES) -k "$(FUSED)"; \
+	else echo "triton is not installed on this machine: its kernels are left out"; fi
 
 format: $(STAMP) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .

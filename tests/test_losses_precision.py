@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def test_sigmoid_losses_are_within_32_ulp(function: Any, options: dict[str, Any]
         exact = function(pred.double(), target if target is label else target.double(), reduction="none", **options)
         error = ulps(loss, exact)
         assert error.max() <= 32
-        assert error.median() <= 1
+        assert error.median() <= (1.5 if os.environ.get("DETLOSS_KERNELS") == "triton" else 1)  # powers by exp2 and log2
 
 
 def test_easy_examples_keep_their_digits() -> None:
