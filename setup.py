@@ -16,10 +16,10 @@ FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-
 
 
 class BuildKernels(build_ext):
-    """Compiles the sources side by side, with OpenMP where the compiler has it, else for one thread."""
+    """Compiles the sources side by side, with as much of OpenMP as the compiler has."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Try with OpenMP first."""
+        """Try with all of OpenMP first."""
         one_by_one = self.compiler.compile
 
         def side_by_side(sources: list[str], **options: object) -> list[str]:
@@ -29,12 +29,14 @@ class BuildKernels(build_ext):
 
         self.compiler.compile = side_by_side
         plain, linked = list(ext.extra_compile_args), list(ext.extra_link_args)
-        try:
-            ext.extra_compile_args, ext.extra_link_args = [*plain, "-fopenmp"], [*linked, "-fopenmp"]
-            super().build_extension(ext)
-        except (CompileError, LinkError):
-            ext.extra_compile_args, ext.extra_link_args = [*plain, "-Wno-unknown-pragmas"], linked
-            super().build_extension(ext)
+        # Threads and vectors; vectors alone (clang without the OpenMP library, as on macOS); neither.
+        for flags, library in ((["-fopenmp"], ["-fopenmp"]), (["-fopenmp-simd"], []), (["-Wno-unknown-pragmas"], [])):
+            ext.extra_compile_args, ext.extra_link_args = [*plain, *flags], [*linked, *library]
+            try:
+                return super().build_extension(ext)
+            except (CompileError, LinkError) as error:
+                failure = error
+        raise failure
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         """No PyInit function: this is no Python module."""

@@ -12,7 +12,7 @@
 #define DETLOSS_TARGET_BEGIN(features) \
   _Pragma(DETLOSS_TEXT(clang attribute push(__attribute__((target(features))), apply_to = function)))
 #define DETLOSS_TARGET_END _Pragma("clang attribute pop")
-#define DETLOSS_FULL_LENGTH ",prefer-vector-width=512"
+#define DETLOSS_FULL_LENGTH ""
 #else
 #define DETLOSS_TARGET_BEGIN(features) _Pragma("GCC push_options") _Pragma(DETLOSS_TEXT(GCC target(features)))
 #define DETLOSS_TARGET_END _Pragma("GCC pop_options")
