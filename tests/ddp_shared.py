@@ -19,13 +19,13 @@ BY_NAME = {case.name: case for case in CASES}
 
 
 class Head(nn.Module):
-    """A factor and an offset for every prediction, in float64 and the same on every rank."""
+    """A factor and an offset for every prediction, in its dtype and the same on every rank."""
 
     def __init__(self, predictions: Tree) -> None:
         super().__init__()
-        count = len(leaves(predictions))
-        self.factor = nn.ParameterList([torch.ones((), dtype=torch.float64) for _ in range(count)])
-        self.offset = nn.ParameterList([torch.zeros((), dtype=torch.float64) for _ in range(count)])
+        dtypes = [x.dtype for x in leaves(predictions)]
+        self.factor = nn.ParameterList([torch.ones((), dtype=dtype) for dtype in dtypes])
+        self.offset = nn.ParameterList([torch.zeros((), dtype=dtype) for dtype in dtypes])
 
     def forward(self, predictions: Tree) -> Tree:
         scale = iter(zip(self.factor, self.offset, strict=True))
@@ -37,23 +37,23 @@ class Head(nn.Module):
         return map_tree(change, predictions)
 
 
-def batch(case: Case, objects: Sequence[int]) -> tuple[Tree, list[dict[str, Tensor]]]:
+def batch(case: Case, objects: Sequence[int], dtype: torch.dtype) -> tuple[Tree, list[dict[str, Tensor]]]:
     """Predictions and targets of all ranks: the first image of rank r has ``objects[r]`` objects, the second none."""
     torch.manual_seed(3)
-    predictions = map_tree(Tensor.detach, case.predict(IMAGES_PER_RANK * len(objects), torch.float64))
+    predictions = map_tree(Tensor.detach, case.predict(IMAGES_PER_RANK * len(objects), dtype))
     return predictions, case.targets([n for count in objects for n in (count, 0)])
 
 
-def one_process(case: Case, objects: Sequence[int]) -> tuple[list[Tensor], LossDict]:
+def one_process(case: Case, objects: Sequence[int], dtype: torch.dtype = torch.float64) -> tuple[list[Tensor], LossDict]:
     """Gradients and losses when one process holds the whole batch."""
-    predictions, targets = batch(case, objects)
+    predictions, targets = batch(case, objects, dtype)
     head = Head(predictions)
     losses = case.call(case.make(), head(predictions), targets)
     losses.total_loss.backward()
     return [p.grad for p in head.parameters()], losses
 
 
-def run_rank(rank: int, work: Sequence[tuple[str, Sequence[int], dict[str, Any]]], folder: str) -> None:
+def run_rank(rank: int, work: Sequence[tuple[str, Sequence[int], str, torch.dtype]], folder: str) -> None:
     """Do every case on this rank; save gradients, losses and the number of all-reduces of each criterion call."""
     ranks = len(work[0][1])
     torch.set_num_threads(1)
@@ -68,14 +68,14 @@ def run_rank(rank: int, work: Sequence[tuple[str, Sequence[int], dict[str, Any]]
 
     dist.all_reduce = counted
     results = []
-    for name, objects, options in work:
+    for name, objects, normalizer, dtype in work:
         case = BY_NAME[name]
-        predictions, targets = batch(case, objects)
+        predictions, targets = batch(case, objects, dtype)
         mine = slice(rank * IMAGES_PER_RANK, (rank + 1) * IMAGES_PER_RANK)
         model = nn.parallel.DistributedDataParallel(Head(predictions), find_unused_parameters=False)
         outputs = model(map_tree(lambda x, part=mine: x[part], predictions))
         calls = 0
-        losses = case.call(case.make(**options), outputs, targets[mine])
+        losses = case.call(case.make(normalizer=normalizer), outputs, targets[mine])
         reduces = calls
         losses.total_loss.backward()
         results.append(

@@ -19,23 +19,26 @@ pytestmark = pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_availa
 OBJECTS = {2: [(40, 2), (40, 0), (1, 0), (0, 0)], 3: [(40, 2, 1), (0, 40, 2), (1, 0, 0), (0, 0, 0)]}
 ROWS = [(case.name, row) for case in CASES for rows in OBJECTS.values() for row in rows]
 
-Results = Callable[[str, tuple[int, ...], str], list[dict[str, Any]]]
+SINGLE = (40, 2)  # also in fp32, for which there are kernels
+
+Key = tuple[str, tuple[int, ...], str, torch.dtype]
+Results = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Results per rank; all cases of a number of ranks run in the same processes."""
     multiprocessing.set_forkserver_preload(["ddp_shared", "torch._dynamo"])  # imported once, not once per rank
-    found: dict[tuple[str, tuple[int, ...], str], list[dict[str, Any]]] = {}
+    found: dict[Key, list[dict[str, Any]]] = {}
     for ranks, rows in OBJECTS.items():
         folder = tmp_path_factory.mktemp(f"ranks{ranks}")
-        keys = [(name, row, mode) for name in BY_NAME for row in rows for mode in ("sync", "local")]
-        work = [(name, row, {"normalizer": mode}) for name, row, mode in keys]
-        mp.start_processes(run_rank, (work, str(folder)), nprocs=ranks, start_method="forkserver")
+        keys: list[Key] = [(name, row, mode, torch.float64) for name in BY_NAME for row in rows for mode in ("sync", "local")]
+        keys += [(name, SINGLE, "sync", torch.float32) for name in BY_NAME if len(SINGLE) == ranks]
+        mp.start_processes(run_rank, (keys, str(folder)), nprocs=ranks, start_method="forkserver")
         per_rank = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
         for k, key in enumerate(keys):
             found[key] = [rank[k] for rank in per_rank]
-    return lambda name, row, mode: found[name, row, mode]
+    return lambda name, row, mode, dtype=torch.float64: found[name, row, mode, dtype]
 
 
 def difference(got: list[Tensor], want: list[Tensor]) -> float:
@@ -53,6 +56,13 @@ def test_gradients_and_losses_equal_those_of_one_process(results: Results, name:
     for term in losses:  # the mean over ranks of what each reports is the loss of the whole batch
         mean = torch.stack([rank["losses"][term] for rank in found]).mean()
         torch.testing.assert_close(mean, losses[term].detach(), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_so_do_the_kernels(results: Results, name: str) -> None:
+    expected, _ = one_process(BY_NAME[name], SINGLE, torch.float32)
+    for rank in results(name, SINGLE, "sync", torch.float32):
+        assert difference(rank["gradients"], expected) <= 1e-5
 
 
 @pytest.mark.parametrize(("name", "row"), ROWS)
