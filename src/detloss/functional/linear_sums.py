@@ -82,30 +82,17 @@ def _sum_and_gradients(features: Tensor, weight: Tensor, bias: Tensor | None, *a
     return [total, *(gradient for gradient in gradients if gradient is not None)]
 
 
-@torch.library.custom_op("detloss::linear_sigmoid_sum", mutates_args=())
-def _opaque_sum(
-    features: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    label: Tensor,
-    score: Tensor | None,
-    sample_weight: Tensor | None,
-    alpha: Tensor | None,
-    class_weight: Tensor | None,
-    loss: str,
-    gamma: float,
-    high: float,
-    low: float,
-    ignore_index: int,
-    needs: list[bool],
-    product_dtype: torch.dtype,
-    memory_budget: int,
-) -> list[Tensor]:
-    """The tiles as one node of a compiled graph."""
-    rows = (label, score, sample_weight, alpha, class_weight)
-    return _sum_and_gradients(
-        features, weight, bias, *rows, loss, gamma, high, low, ignore_index, needs, product_dtype, memory_budget
-    )
+_OPERANDS = "Tensor features, Tensor weight, Tensor? bias"
+_ROWS = "Tensor label, Tensor? score, Tensor? sample_weight, Tensor? alpha, Tensor? class_weight"
+_OPTIONS = "str loss, float gamma, float high, float low, int ignore_index"
+_REST = "bool[] needs, ScalarType product_dtype, int memory_budget"
+# The tiles as one node of a compiled graph.
+_opaque_sum = torch.library.custom_op(
+    "detloss::linear_sigmoid_sum",
+    _sum_and_gradients,
+    mutates_args=(),
+    schema=f"({_OPERANDS}, {_ROWS}, {_OPTIONS}, {_REST}) -> Tensor[]",
+)
 
 
 @_opaque_sum.register_fake
