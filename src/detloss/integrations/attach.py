@@ -15,7 +15,7 @@ from detloss.integrations.meter import detached
 from detloss.registry import CRITERIA, check_arguments
 from detloss.types import LossDict
 
-__all__ = ["Attached", "CriterionModel", "Kinds", "attach", "criterion_for", "detach", "on_device_of"]
+__all__ = ["Attached", "CriterionModel", "Kinds", "agree", "attach", "criterion_for", "detach", "on_device_of"]
 
 M = TypeVar("M", bound=nn.Module)
 Kinds = Mapping[type[Criterion], Mapping[str, Any]]
@@ -125,7 +125,9 @@ def criterion_for(where: str, given: Any, kinds: Kinds, options: Mapping[str, An
     if not isinstance(given, tuple(kinds)):
         raise ValueError(f"{where}: the outputs of this model fit {names}; got {type(given).__name__}")
     if options:
-        raise TypeError(f"{where}: options go with a name or configuration; got {sorted(options)} for a ready {type(given).__name__}")
+        raise TypeError(
+            f"{where}: options go with a name or configuration; got {sorted(options)} for a ready {type(given).__name__}"
+        )
     return given
 
 
@@ -139,6 +141,16 @@ def _built(kind: Any, options: dict[str, Any], preset: str) -> Criterion:
     check_arguments(kind.__name__, kind, options)
     found: Criterion = kind.preset(preset, **options) if preset in kind.PRESETS else kind(**options)
     return found
+
+
+def agree(where: str, criterion: Criterion, expected: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless the settings of the criterion are those of the model."""
+    for name, value in expected.items():
+        own: Any = criterion
+        for part in name.split("."):
+            own = getattr(own, part)
+        if own != value:
+            raise ValueError(f"{where}: this model needs a {type(criterion).__name__} with {name}={value!r}; got {own!r}")
 
 
 def on_device_of(criterion: nn.Module, like: Tensor) -> Any:

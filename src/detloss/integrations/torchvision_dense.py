@@ -9,26 +9,15 @@ from torch import Tensor
 
 from detloss.compat.patches.torchvision_dense import anchor_points, anchor_sides, matcher_of
 from detloss.criteria.atss import ATSSLoss
-from detloss.criteria.base import Criterion
 from detloss.criteria.fcos import FCOSLoss
 from detloss.criteria.gfl import GFLLoss
 from detloss.criteria.retinanet import RetinaNetLoss
-from detloss.integrations.attach import CriterionModel, Kinds, on_device_of
+from detloss.integrations.attach import CriterionModel, Kinds, agree, on_device_of
 from detloss.integrations.torchvision_gfl import GFLHead, replace_head, restore_head
 from detloss.integrations.torchvision_inputs import as_maps, level_counts, prepared
 from detloss.types import LossDict
 
-__all__ = ["DENSE", "agree"]
-
-
-def agree(where: str, criterion: Criterion, expected: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` unless the settings of the criterion are those of the model."""
-    for name, value in expected.items():
-        own: Any = criterion
-        for part in name.split("."):
-            own = getattr(own, part)
-        if own != value:
-            raise ValueError(f"{where}: this model needs a {type(criterion).__name__} with {name}={value!r}; got {own!r}")
+__all__ = ["DENSE"]
 
 
 class FCOSModel(CriterionModel):

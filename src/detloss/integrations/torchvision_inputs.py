@@ -65,8 +65,7 @@ def _ours(target: dict[str, Tensor], before: tuple[int, int], after: tuple[int, 
     labels = kept["labels"]
     if first_label and value_checks_enabled(labels) and bool((labels < first_label).any()):
         raise ValueError(
-            f"labels of two-stage detectors of torchvision start at {first_label}, 0 is the background; "
-            f"got {int(labels.min())}"
+            f"labels of two-stage detectors of torchvision start at {first_label}, 0 is the background; got {int(labels.min())}"
         )
     kept["labels"] = labels - first_label
     if "ignore_boxes" in target:

@@ -10,8 +10,7 @@ from torch import Tensor
 from detloss.assigners.samplers import RandomSampler
 from detloss.compat.patches.torchvision_dense import matcher_of
 from detloss.criteria.mask_rcnn import MaskRCNNLoss
-from detloss.integrations.attach import CriterionModel, Kinds, on_device_of
-from detloss.integrations.torchvision_dense import agree
+from detloss.integrations.attach import CriterionModel, Kinds, agree, on_device_of
 from detloss.integrations.torchvision_inputs import prepared
 from detloss.types import LossDict
 
