@@ -132,8 +132,12 @@ def criterion_for(where: str, given: Any, kinds: Kinds, options: Mapping[str, An
 
 
 def _merged(known: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` over ``known``; of parts with options of their own (``roi={…}``) one by one."""
-    both = {key for key in given if isinstance(given[key], Mapping) and isinstance(known.get(key), Mapping)}
+    """``given`` over ``known``; entries that are options of a part themselves (``roi={…}``, ``weights={…}``) one by one."""
+
+    def part(value: Any) -> bool:
+        return isinstance(value, Mapping) and "type" not in value
+
+    both = {key for key in given if part(given[key]) and part(known.get(key))}
     return {**known, **given, **{key: {**known[key], **given[key]} for key in both}}
 
 
