@@ -188,9 +188,7 @@ class ATSSLoss(Criterion):
         check_maps("ATSSLoss", maps, {"cls_scores": self.num_classes, "bbox_preds": 4, "centernesses": 1}, self.strides)
         logits, codes, centers = (upcast(rows(levels)) for levels in maps.values())
         strides = self.strides[: len(cls_scores)]
-        anchors = square_anchors(
-            "ATSSLoss", cls_scores, strides, self.anchor_scale, self.anchor_offset, codes.dtype, points
-        )
+        anchors = square_anchors("ATSSLoss", cls_scores, strides, self.anchor_scale, self.anchor_offset, codes.dtype, points)
         truth = pad_targets(targets, codes, self.num_classes)
         check_images("ATSSLoss", truth, len(logits))
         boxes = self._corners(codes.detach(), anchors) if self.assigner.needs_predictions else None

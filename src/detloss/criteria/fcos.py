@@ -210,9 +210,7 @@ class FCOSLoss(Criterion):
         logits, distances, centers = (upcast(rows(levels)) for levels in maps.values())
         if points is None:
             strides = self.strides[: len(cls_scores)]
-            points = grid_points(
-                map_sizes(cls_scores), strides, self.point_offset, device=logits.device, dtype=distances.dtype
-            )
+            points = grid_points(map_sizes(cls_scores), strides, self.point_offset, device=logits.device, dtype=distances.dtype)
         else:
             check_points("FCOSLoss", points, cls_scores)
         truth = pad_targets(targets, distances, self.num_classes)

@@ -159,9 +159,7 @@ class GFLLoss(Criterion):
         check_maps("GFLLoss", maps, channels, self.strides)
         logits, bins = (upcast(rows(levels)) for levels in maps.values())
         strides = self.strides[: len(cls_scores)]
-        anchors = square_anchors(
-            "GFLLoss", cls_scores, strides, self.anchor_scale, self.anchor_offset, bins.dtype, points
-        )
+        anchors = square_anchors("GFLLoss", cls_scores, strides, self.anchor_scale, self.anchor_offset, bins.dtype, points)
         truth = pad_targets(targets, bins, self.num_classes)
         check_images("GFLLoss", truth, len(logits))
         xy, stride = anchors.xy.expand(*bins.shape[:2], 2), anchors.stride[:, None].expand(*bins.shape[:2], 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class Attached:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """As the class of the model does it, but for what makes the empty object: the joined class has no name of its own."""
-        make, arguments, *rest = super().__reduce_ex__(protocol)
+        make, arguments, *rest = cast(tuple[Any, ...], super().__reduce_ex__(protocol))
         if not arguments or arguments[0] is not type(self):  # the class makes its objects in a way of its own
             return (make, arguments, *rest)
         mixin, base = type(self).__bases__
@@ -34,12 +34,12 @@ class Attached:
 
 
 def _empty(mixin: type, base: type) -> Any:
-    kind = _joined(mixin, base)
+    kind: Any = _joined(mixin, base)
     return kind.__new__(kind)
 
 
 @cache
-def _joined(mixin: type, base: type) -> type:
+def _joined(mixin: Any, base: Any) -> Any:
     """``base`` with the methods of ``mixin`` before its own, under its own name."""
     names = {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
     return type(base.__name__, (mixin, base), names)
@@ -48,7 +48,8 @@ def _joined(mixin: type, base: type) -> type:
 def attach(module: M, mixin: type[Attached], **state: Any) -> M:
     """Give this instance the methods of ``mixin`` and the attributes ``state``, which are no parameters or submodules."""
     detach(module)
-    module.__class__ = _joined(mixin, type(module))
+    kinds: Any = (mixin, type(module))
+    module.__class__ = _joined(*kinds)
     module.__dict__.update(state)
     module.__dict__["_detloss_state"] = tuple(state)
     return module

@@ -14,6 +14,8 @@ from detloss.values import value_checks_enabled
 
 __all__ = ["Inputs", "as_maps", "level_counts", "prepared"]
 
+KEYS: tuple[str, ...] = ("boxes", "labels", "masks", "iscrowd")
+
 
 class Inputs(NamedTuple):
     """``images`` (torchvision's ImageList), ``targets`` in the pixels of the resized images, the ``features`` by name."""
@@ -61,7 +63,7 @@ def _checked(where: str, index: int, target: Mapping[str, Tensor]) -> dict[str, 
 
 def _ours(target: dict[str, Tensor], before: tuple[int, int], after: tuple[int, int], first_label: int) -> Target:
     """The keys that criteria know. torchvision resizes boxes and masks; regions to ignore are resized here."""
-    kept = {key: target[key] for key in ("boxes", "labels", "masks", "iscrowd") if key in target}
+    kept: dict[str, Tensor] = {key: target[key] for key in KEYS if key in target}
     labels = kept["labels"]
     if first_label and value_checks_enabled(labels) and bool((labels < first_label).any()):
         raise ValueError(

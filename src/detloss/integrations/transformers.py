@@ -16,6 +16,8 @@ __all__ = ["log_parts", "with_criterion", "without_criterion"]
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+
+
 def with_criterion(model: M, criterion: Any = "DETRLoss", **options: Any) -> M:
     """Let a DETR of transformers compute its losses with a criterion; returns the same model.
 

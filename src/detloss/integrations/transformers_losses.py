@@ -93,7 +93,7 @@ class DETRFunction:
             *self._classes(last), self._targets(labels), [self._classes(layer) for layer in aux], **given
         )
         self._note(losses)
-        others = [*aux, (enc_topk_logits, enc_topk_bboxes)] if "enc_outputs" in given else aux
+        others: list[Any] = [*aux, (enc_topk_logits, enc_topk_bboxes)] if "enc_outputs" in given else aux
         auxiliary = [{"logits": x, "pred_boxes": y} for x, y in others] if config.auxiliary_loss else None
         # A plain dict: the Trainer makes new ones of its type, of arrays too.
         return losses.total_loss, dict(losses), auxiliary
