@@ -51,11 +51,10 @@ def with_criterion(model: M, criterion: Any, *, losses_in_eval: bool = False, **
         TypeError: not a torchvision detector, or not a criterion.
         ValueError: a criterion that the outputs do not fit, or settings that contradict the model.
 
-    >>> import torchvision
-    >>> model = torchvision.models.detection.fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=5)
-    >>> model = with_criterion(model, "FCOSLoss", loss_box="CIoULoss")
-    >>> model.criterion.num_classes, type(model.criterion.loss_box).__name__
-    (5, 'CIoULoss')
+    ::
+
+        model = with_criterion(fcos_resnet50_fpn(num_classes=91), "FCOSLoss", loss_box="CIoULoss")
+        sum(model(images, targets).values()).backward()
     """
     kind = _kind(model)
     mixin, kinds, fit = DETECTORS[kind]

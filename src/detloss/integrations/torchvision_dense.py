@@ -75,8 +75,18 @@ def _per_cell(model: Any) -> int:
     return int(counts[0])
 
 
+def _classes(model: Any) -> int:
+    classes = getattr(getattr(model.head, "classification_head", None), "num_classes", None)
+    if not isinstance(classes, int):
+        raise ValueError(
+            f"with_criterion: the head must have classification_head.num_classes, as torchvision's heads have it; "
+            f"got {type(model.head).__name__}"
+        )
+    return classes
+
+
 def _fcos_kinds(model: Any) -> Kinds:
-    known = {"num_classes": model.head.classification_head.num_classes, "strides": tuple(_sides(model))}
+    known = {"num_classes": _classes(model), "strides": tuple(_sides(model))}
     return {
         FCOSLoss: {**known, "center_sampling_radius": model.center_sampling_radius},
         ATSSLoss: {**known, "box_coding": "distance"},
@@ -86,7 +96,7 @@ def _fcos_kinds(model: Any) -> Kinds:
 
 def _fit_fcos(model: Any, criterion: Any) -> None:
     where, sides = "with_criterion(FCOS)", tuple(_sides(model))
-    agree(where, criterion, {"num_classes": model.head.classification_head.num_classes})
+    agree(where, criterion, {"num_classes": _classes(model)})
     if tuple(criterion.strides[: len(sides)]) != sides:
         raise ValueError(f"{where}: the levels of this model have the strides {sides}; got a criterion with {criterion.strides}")
     if isinstance(criterion, GFLLoss):
@@ -100,7 +110,7 @@ def _fit_fcos(model: Any, criterion: Any) -> None:
 def _retinanet_kinds(model: Any) -> Kinds:
     generator = model.anchor_generator
     known = {
-        "num_classes": model.head.classification_head.num_classes,
+        "num_classes": _classes(model),
         "strides": tuple(2 ** (3 + level) for level in range(len(generator.sizes))),  # of names only: the anchors are given
         "anchor_sizes": generator.sizes,
         "anchor_ratios": generator.aspect_ratios[0],
@@ -112,7 +122,7 @@ def _retinanet_kinds(model: Any) -> Kinds:
 
 def _fit_retinanet(model: Any, criterion: Any) -> None:
     expected = {
-        "num_classes": model.head.classification_head.num_classes,
+        "num_classes": _classes(model),
         "grid.per_cell": _per_cell(model),
         "delta_weights": tuple(float(weight) for weight in model.box_coder.weights),
     }
