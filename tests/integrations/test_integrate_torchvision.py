@@ -240,6 +240,20 @@ def test_copies_and_pickles_keep_the_criterion(name: str) -> None:
         assert other.eval()(data[0]) is not None
 
 
+@pytest.mark.parametrize("name", ["fcos-gfl", "retinanet-giou", "mask"])
+def test_autocast(name: str) -> None:
+    model, (images, targets) = made(name)
+    torch.manual_seed(0)
+    plain = model(images, targets)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(images, targets)
+    losses.total_loss.backward()
+    assert losses.total_loss.dtype == torch.float32
+    torch.testing.assert_close(losses.total_loss, plain.total_loss, rtol=0.1, atol=0)
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
+
+
 def test_only_this_instance_changes() -> None:
     one, other = fcos().train(), fcos().train()
     with_criterion(one, "FCOSLoss")

@@ -107,6 +107,16 @@ def test_the_image_processor_reads_the_varifocal_scores() -> None:
         torch.testing.assert_close(found["scores"], torch.full((9,), 1.5).sigmoid(), rtol=1e-4, atol=0)
 
 
+def test_autocast() -> None:
+    model = with_criterion(build("Yolos").eval(), loss_cls="MatchedVarifocalLoss")
+    plain = model(**batch()).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(**batch())
+    found.loss.backward()
+    assert found.loss.dtype == torch.float32
+    torch.testing.assert_close(found.loss, plain, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize("name", ["Detr", "RTDetr"])
 def test_copies_pickles_files_and_the_way_back(name: str, tmp_path: Path) -> None:
     model, data = build(name).eval(), batch()

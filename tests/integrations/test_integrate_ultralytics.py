@@ -28,6 +28,11 @@ TINY = {
 SIDE = 64
 
 
+def headed(kind: str, *arguments: Any) -> dict[str, Any]:
+    """The small model with another head."""
+    return {**copy.deepcopy(TINY), "head": [[[1, 2], 1, kind, ["nc", *arguments]]]}
+
+
 def yolo() -> Any:
     return model_of(copy.deepcopy(TINY))
 
@@ -115,13 +120,23 @@ def test_training_lowers_the_loss() -> None:
     model, data = with_criterion(yolo(), loss_box="EIoULoss"), batch(3, SIDE)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     history = []
-    for _ in range(20):
+    for _ in range(10):
         optimizer.zero_grad()
         loss = model.loss(data)[0].sum()
         loss.backward()
         optimizer.step()
         history.append(float(loss.detach()))
-    assert history[-1] < 0.8 * history[0]
+    assert history[-1] < 0.9 * history[0]
+
+
+def test_autocast() -> None:
+    model, data = with_criterion(yolo(), loss_box="SIoULoss").train(), batch(0, SIDE)
+    plain, _ = model.loss(data)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = model.loss(data)
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, plain, rtol=0.1, atol=0)
 
 
 def test_copies_pickles_and_the_way_back() -> None:
@@ -210,8 +225,8 @@ def test_their_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (lambda: nn.Linear(1, 1), None, {}, TypeError, "expected a DetectionModel or RTDETRDetectionModel; got Linear"),
         (lambda: 3, None, {}, TypeError, "YOLO or RTDETR, or a DetectionModel; got int"),
-        (lambda: model_of("yolov8n-seg.yaml", "SegmentationModel"), None, {}, TypeError, "got SegmentationModel"),
-        (lambda: model_of("yolov10n.yaml"), None, {}, ValueError, "expected one head.*got an end-to-end model"),
+        (lambda: model_of(headed("Segment", 32, 16), "SegmentationModel"), None, {}, TypeError, "got SegmentationModel"),
+        (lambda: model_of(headed("v10Detect")), None, {}, ValueError, "expected one head.*got an end-to-end model"),
         (yolo, "DETRLoss", {}, ValueError, "fit YOLOv8Loss; got 'DETRLoss'"),
         (yolo, detloss.YOLOv8Loss(3, strides=(8, 16)), {}, ValueError, f"num_classes={CLASSES}; got 3"),
         (yolo, detloss.YOLOv8Loss(CLASSES), {}, ValueError, r"strides=\(8, 16\); got \(8, 16, 32\)"),

@@ -38,7 +38,8 @@ def with_criterion(model: M, criterion: Any, *, losses_in_eval: bool = False, **
     | ``FasterRCNN``, ``MaskRCNN`` | MaskRCNNLoss |
 
     GFLLoss replaces the last layer of FCOS's boxes by one of 4·(reg_max + 1) channels, with new weights, and takes the
-    centerness layer away; in eval mode the head gives the expected distances, and the score of a detection is the class score.
+    centerness layer away, so make the optimiser afterwards; in eval mode the head gives the expected distances, and the score of
+    a detection is the class score.
 
     Args:
         model: the detector itself, before DDP wraps it.

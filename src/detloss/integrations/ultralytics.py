@@ -84,6 +84,7 @@ class _Given:
 
     def attach(self, model: nn.Module) -> None:
         """Give a model a criterion of its own."""
+        model = getattr(model, "student_model", model)  # of a distillation, which has a term of its own besides
         found = self.made(model)
         model._modules.pop("criterion", None)  # RT-DETR registers its own one
         model.criterion = found
