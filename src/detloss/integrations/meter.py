@@ -13,7 +13,7 @@ __all__ = ["LossMeter", "detached"]
 
 
 class LossMeter:
-    """Running means of all that :class:`detloss.types.LossDict` s hold: total, weighted terms, metrics.
+    """Running means of what each :class:`detloss.types.LossDict` holds: total, weighted terms, metrics.
 
     :meth:`update` adds on the device and never waits for it; :meth:`means` reads all numbers in one transfer.
 

@@ -79,7 +79,7 @@ def _classes(model: Any) -> int:
     classes = getattr(getattr(model.head, "classification_head", None), "num_classes", None)
     if not isinstance(classes, int):
         raise ValueError(
-            f"with_criterion: the head must have classification_head.num_classes, as torchvision's heads have it; "
+            "with_criterion: the head must have classification_head.num_classes, as torchvision's heads have it; "
             f"got {type(model.head).__name__}"
         )
     return classes
