@@ -12,10 +12,10 @@ from repository import PACKAGE, ROOT, parse, source_files, within
 
 LAYERS = (
     "types", "checks", "values", "reduction", "registry", "geometry", "kernels", "functional",
-    "losses", "assigners", "criteria", "compat", "diagnostics", "testing", "train",
+    "losses", "assigners", "criteria", "compat", "integrations", "diagnostics", "testing", "train",
 )  # fmt: skip
 ROOF = "__init__"  # detloss/__init__.py: collects the public names of every layer but those loaded on demand
-ON_DEMAND = ("testing", "train")
+ON_DEMAND = ("integrations", "testing", "train")
 THIRD_PARTY = {"kernels": {"torch", "triton"}}  # train: what its extra declares; every other layer: torch
 # Imported where they are used, inside a function, with an error that says what to install.
 LAZILY = {
@@ -23,9 +23,10 @@ LAZILY = {
     "compat/configs/files.py": {"yaml"},
     "criteria/explain.py": {"matplotlib"},
 }
-LAZY_FOLDERS = {
-    "compat/patches/": {"accelerate", "autotimm", "torchvision", "transformers", "ultralytics"}
-}  # what they patch is installed
+LAZY_FOLDERS = {  # what they patch, or whose models they are given, is installed
+    "compat/patches/": {"accelerate", "autotimm", "torchvision", "transformers", "ultralytics"},
+    "integrations/": {"torchvision", "transformers", "ultralytics"},
+}
 BY_NAME = ("import_module", "importlib.import_module", "__import__")
 DISTRIBUTIONS = {"huggingface_hub": "huggingface-hub", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 
@@ -137,6 +138,8 @@ def test_lazy_imports_are_inside_functions(module: str) -> None:
         ("train/__init__.py", "import importlib\nimportlib.import_module(f'{__name__}.{home}')", True),
         ("train/cli.py", "import yaml, click\nfrom PIL import Image\nfrom detloss import FCOSLoss", True),
         ("train/cli.py", "import pandas", False),
+        ("integrations/torchvision.py", "from detloss.compat.patches.torchvision_dense import anchor_sides", True),
+        ("compat/patches/torchvision_dense.py", "from detloss.integrations.attach import attach", False),
     ],
 )
 def test_the_rule_itself(module: str, source: str, allowed: bool) -> None:

@@ -22,11 +22,21 @@ from detloss.criteria.base import (
     assignment_metrics,
     check_classes,
 )
-from detloss.criteria.levels import check_images, check_maps, check_strides, class_loss, map_sizes, matched_rows, rows
+from detloss.criteria.levels import (
+    check_images,
+    check_maps,
+    check_points,
+    check_strides,
+    class_loss,
+    map_sizes,
+    matched_rows,
+    rows,
+)
 from detloss.geometry.anchors import Anchors, grid_anchors
 from detloss.geometry.boxes import box_to_distance, centerness, distance_to_box
 from detloss.geometry.deltas import box_to_delta, delta_to_box
 from detloss.geometry.iou import overlap
+from detloss.geometry.points import Points
 from detloss.reduction import NormalizerConfig
 from detloss.registry import CRITERIA
 from detloss.types import LossDict, Number, Target
@@ -36,10 +46,22 @@ __all__ = ["ATSSLoss", "square_anchors"]
 CODINGS = ("delta", "distance")
 
 
-def square_anchors(maps: Sequence[Tensor], strides: Sequence[Number], scale: float, offset: float, dtype: torch.dtype) -> Anchors:
-    """One square anchor of ``scale`` strides per cell, on the device of ``maps``."""
-    sizes = [[scale * stride] for stride in strides]
-    return grid_anchors(map_sizes(maps), strides, sizes, (1.0,), offset=offset, device=maps[0].device, dtype=dtype)
+def square_anchors(
+    where: str,
+    maps: Sequence[Tensor],
+    strides: Sequence[Number],
+    scale: float,
+    offset: float,
+    dtype: torch.dtype,
+    points: Points | None = None,
+) -> Anchors:
+    """One square anchor of ``scale`` strides per cell, on the device of ``maps``; around ``points`` where they are given."""
+    if points is None:
+        sizes = [[scale * stride] for stride in strides]
+        return grid_anchors(map_sizes(maps), strides, sizes, (1.0,), offset=offset, device=maps[0].device, dtype=dtype)
+    check_points(where, points, maps)
+    xy, half = points.xy.to(dtype), (points.stride.to(dtype) * (scale / 2))[:, None]
+    return Anchors.of(torch.cat((xy - half, xy + half), dim=1), points.counts, points.strides)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +157,7 @@ class ATSSLoss(Criterion):
         bbox_preds: Sequence[Tensor],
         centernesses: Sequence[Tensor],
         targets: Sequence[Target],
+        points: Points | None = None,
     ) -> LossDict:
         """Compute the losses of a batch, in train and eval mode alike.
 
@@ -143,12 +166,14 @@ class ATSSLoss(Criterion):
             bbox_preds: per level ``[B, 4, H, W]``, coded as ``box_coding`` says.
             centernesses: per level logits ``[B, 1, H, W]``.
             targets: per image ``boxes [G, 4]`` corners in pixels, ``labels [G]``, optional ``iscrowd``, ``ignore_boxes``.
+            points: the locations of all levels, in the place of those that ``strides`` and ``anchor_offset`` describe; the
+                anchors lie around them.
 
         Returns:
             LossDict with ``loss_cls``, ``loss_box``, ``loss_centerness`` and the metrics ``num_pos``, ``num_gt``,
             ``num_gt_without_pos`` and ``mean_iou``.
         """
-        return self.finish(self.match(cls_scores, bbox_preds, centernesses, targets))
+        return self.finish(self.match(cls_scores, bbox_preds, centernesses, targets, points))
 
     def match(
         self,
@@ -156,13 +181,14 @@ class ATSSLoss(Criterion):
         bbox_preds: Sequence[Tensor],
         centernesses: Sequence[Tensor],
         targets: Sequence[Target],
+        points: Points | None = None,
     ) -> ATSSMatched:
         """Assign every anchor and count. Arguments as in the call."""
         maps = {"cls_scores": cls_scores, "bbox_preds": bbox_preds, "centernesses": centernesses}
         check_maps("ATSSLoss", maps, {"cls_scores": self.num_classes, "bbox_preds": 4, "centernesses": 1}, self.strides)
         logits, codes, centers = (upcast(rows(levels)) for levels in maps.values())
         strides = self.strides[: len(cls_scores)]
-        anchors = square_anchors(cls_scores, strides, self.anchor_scale, self.anchor_offset, codes.dtype)
+        anchors = square_anchors("ATSSLoss", cls_scores, strides, self.anchor_scale, self.anchor_offset, codes.dtype, points)
         truth = pad_targets(targets, codes, self.num_classes)
         check_images("ATSSLoss", truth, len(logits))
         boxes = self._corners(codes.detach(), anchors) if self.assigner.needs_predictions else None

@@ -62,7 +62,9 @@ class MatchedVarifocalLoss(Loss):
 
 
 def matched_varifocal(config: Any) -> Any:
-    """The loss of a configuration with the type ``"MatchedVarifocalLoss"``, which no registry has; others as they are."""
+    """The loss of the name or configuration ``"MatchedVarifocalLoss"``, which no registry has; others as they are."""
+    if config == MatchedVarifocalLoss.__name__:
+        return MatchedVarifocalLoss()
     if not isinstance(config, Mapping) or config.get("type") != MatchedVarifocalLoss.__name__:
         return config
     arguments = {str(name): value for name, value in config.items() if name != "type"}

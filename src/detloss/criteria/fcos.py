@@ -22,10 +22,19 @@ from detloss.criteria.base import (
     assignment_metrics,
     check_classes,
 )
-from detloss.criteria.levels import check_images, check_maps, check_strides, class_loss, map_sizes, matched_rows, rows
+from detloss.criteria.levels import (
+    check_images,
+    check_maps,
+    check_points,
+    check_strides,
+    class_loss,
+    map_sizes,
+    matched_rows,
+    rows,
+)
 from detloss.geometry.boxes import box_to_distance, centerness, distance_to_box
 from detloss.geometry.iou import overlap
-from detloss.geometry.points import grid_points
+from detloss.geometry.points import Points, grid_points
 from detloss.reduction import NormalizerConfig
 from detloss.registry import CRITERIA
 from detloss.types import LossDict, Target
@@ -169,6 +178,7 @@ class FCOSLoss(Criterion):
         bbox_preds: Sequence[Tensor],
         centernesses: Sequence[Tensor],
         targets: Sequence[Target],
+        points: Points | None = None,
     ) -> LossDict:
         """Compute the losses of a batch, in train and eval mode alike.
 
@@ -178,12 +188,13 @@ class FCOSLoss(Criterion):
             centernesses: per level logits ``[B, 1, H, W]``.
             targets: per image ``boxes [G, 4]`` corners in pixels, ``labels [G]``, optional ``iscrowd [G]`` and
                 ``ignore_boxes [K, 4]``.
+            points: the locations of all levels, in the place of those that ``strides`` and ``point_offset`` describe.
 
         Returns:
             LossDict with ``loss_cls``, ``loss_box``, ``loss_centerness`` and the metrics ``num_pos``, ``num_gt``,
             ``num_gt_without_pos`` (objects that no location is responsible for) and ``mean_iou`` of the positives.
         """
-        return self.finish(self.match(cls_scores, bbox_preds, centernesses, targets))
+        return self.finish(self.match(cls_scores, bbox_preds, centernesses, targets, points))
 
     def match(
         self,
@@ -191,18 +202,17 @@ class FCOSLoss(Criterion):
         bbox_preds: Sequence[Tensor],
         centernesses: Sequence[Tensor],
         targets: Sequence[Target],
+        points: Points | None = None,
     ) -> FCOSMatched:
         """Assign every location and count. Arguments as in the call."""
         maps = {"cls_scores": cls_scores, "bbox_preds": bbox_preds, "centernesses": centernesses}
         check_maps("FCOSLoss", maps, {"cls_scores": self.num_classes, "bbox_preds": 4, "centernesses": 1}, self.strides)
         logits, distances, centers = (upcast(rows(levels)) for levels in maps.values())
-        points = grid_points(
-            map_sizes(cls_scores),
-            self.strides[: len(cls_scores)],
-            self.point_offset,
-            device=logits.device,
-            dtype=distances.dtype,
-        )
+        if points is None:
+            strides = self.strides[: len(cls_scores)]
+            points = grid_points(map_sizes(cls_scores), strides, self.point_offset, device=logits.device, dtype=distances.dtype)
+        else:
+            check_points("FCOSLoss", points, cls_scores)
         truth = pad_targets(targets, distances, self.num_classes)
         check_images("FCOSLoss", truth, len(logits))
         if self.distance_unit == "stride":

@@ -28,6 +28,7 @@ from detloss.criteria.levels import check_images, check_maps, check_strides, cla
 from detloss.criteria.positives import Positives, select_positives
 from detloss.geometry.boxes import box_to_distance, distance_to_box
 from detloss.geometry.iou import overlap
+from detloss.geometry.points import Points
 from detloss.reduction import NormalizerConfig
 from detloss.registry import CRITERIA
 from detloss.types import LossDict, Number, Target
@@ -124,28 +125,41 @@ class GFLLoss(Criterion):
         self.loss_dfl = self.build_term("loss_dfl", loss_dfl, {"type": "DistributionFocalLoss", "loss_weight": 0.25})
         self.assigner = self.build_assigner(assigner, ATSSAssigner(memory_budget=memory_budget))
 
-    def forward(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], targets: Sequence[Target]) -> LossDict:
+    def forward(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        targets: Sequence[Target],
+        points: Points | None = None,
+    ) -> LossDict:
         """Compute the losses of a batch, in train and eval mode alike.
 
         Args:
             cls_scores: per level logits ``[B, C, H, W]``.
             bbox_preds: per level logits ``[B, 4·(R + 1), H, W]``: the bins of the left side, then top, right, bottom.
             targets: per image ``boxes [G, 4]`` corners in pixels, ``labels [G]``, optional ``iscrowd``, ``ignore_boxes``.
+            points: the locations of all levels, in the place of those that ``strides`` and ``anchor_offset`` describe.
 
         Returns:
             LossDict with ``loss_cls``, ``loss_box``, ``loss_dfl`` and the metrics ``num_pos``, ``num_gt``,
             ``num_gt_without_pos`` and ``mean_iou``.
         """
-        return self.finish(self.match(cls_scores, bbox_preds, targets))
+        return self.finish(self.match(cls_scores, bbox_preds, targets, points))
 
-    def match(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], targets: Sequence[Target]) -> GFLMatched:
+    def match(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        targets: Sequence[Target],
+        points: Points | None = None,
+    ) -> GFLMatched:
         """Assign every location and count. Arguments as in the call."""
         maps = {"cls_scores": cls_scores, "bbox_preds": bbox_preds}
         channels = {"cls_scores": self.num_classes, "bbox_preds": 4 * (self.reg_max + 1)}
         check_maps("GFLLoss", maps, channels, self.strides)
         logits, bins = (upcast(rows(levels)) for levels in maps.values())
         strides = self.strides[: len(cls_scores)]
-        anchors = square_anchors(cls_scores, strides, self.anchor_scale, self.anchor_offset, bins.dtype)
+        anchors = square_anchors("GFLLoss", cls_scores, strides, self.anchor_scale, self.anchor_offset, bins.dtype, points)
         truth = pad_targets(targets, bins, self.num_classes)
         check_images("GFLLoss", truth, len(logits))
         xy, stride = anchors.xy.expand(*bins.shape[:2], 2), anchors.stride[:, None].expand(*bins.shape[:2], 1)

@@ -10,9 +10,20 @@ from torch import Tensor, nn
 from detloss.assigners.targets import PaddedTargets
 from detloss.checks import check_float, check_positive, shape_of
 from detloss.criteria.base import class_target, kept_rows
+from detloss.geometry.points import Points
 from detloss.types import Assignment, Number
 
-__all__ = ["check_images", "check_maps", "check_strides", "class_loss", "map_sizes", "matched_labels", "matched_rows", "rows"]
+__all__ = [
+    "check_images",
+    "check_maps",
+    "check_points",
+    "check_strides",
+    "class_loss",
+    "map_sizes",
+    "matched_labels",
+    "matched_rows",
+    "rows",
+]
 
 
 def check_strides(where: str, strides: object) -> tuple[Number, ...]:
@@ -61,6 +72,16 @@ def check_images(where: str, truth: PaddedTargets, images: int) -> None:
     """Raise ``ValueError`` unless there is one target per image."""
     if len(truth.boxes) != images:
         raise ValueError(f"{where}: expected one target per image, {images} of them; got {len(truth.boxes)}")
+
+
+def check_points(where: str, points: Points, maps: Sequence[Tensor]) -> None:
+    """Raise ``ValueError`` unless there is one location per cell of every level."""
+    expected = [height * width for height, width in map_sizes(maps)]
+    if list(points.counts) != expected or points.xy.shape != (sum(expected), 2):
+        raise ValueError(
+            f"{where}: points must be one per cell, {expected} on the levels, with xy [{sum(expected)}, 2]; "
+            f"got {list(points.counts)} with xy {shape_of(points.xy)}"
+        )
 
 
 def map_sizes(maps: Sequence[Tensor]) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ from detloss.geometry.deltas import box_to_delta, delta_to_box
 from detloss.geometry.points import Points
 from detloss.types import Assignment
 
-__all__ = ["fcos_loss", "matcher_of", "objects_of", "retinanet_loss", "ssd_loss"]
+__all__ = ["anchor_points", "anchor_sides", "fcos_loss", "matcher_of", "objects_of", "retinanet_loss", "ssd_loss"]
 
 Function = Callable[..., Any]
 Targets = Sequence[dict[str, Tensor]]
@@ -39,12 +39,12 @@ def fcos_loss(original: Function) -> Function:
     def compute_loss(
         self: Any, targets: Targets, head_outputs: dict[str, Tensor], anchors: list[Tensor], num_anchors_per_level: list[int]
     ) -> dict[str, Tensor]:
-        strides = _strides(self.anchor_generator, len(num_anchors_per_level))
+        strides = anchor_sides(self.anchor_generator, len(num_anchors_per_level))
         if strides is None or not _is_stock(self.head, "compute_loss", "FCOSHead"):
             found: dict[str, Tensor] = original(self, targets, head_outputs, anchors, num_anchors_per_level)
             return found
         logits, sides = head_outputs["cls_logits"], upcast(head_outputs["bbox_regression"])
-        points = _points(anchors[0], strides, num_anchors_per_level)
+        points = anchor_points(anchors[0], strides, num_anchors_per_level)
         truth = objects_of(targets, sides)
         ranges = [(4.0 * stride, 8.0 * stride) for stride in strides]
         ranges[0], ranges[-1] = (-1.0, ranges[0][1]), (ranges[-1][0] if len(ranges) > 1 else -1.0, float("inf"))
@@ -152,14 +152,14 @@ def _is_stock(module: Any, name: str, kind: str) -> bool:
     return method is not None and method.__qualname__ == f"{kind}.{name}" and method.__module__.startswith("torchvision.")
 
 
-def _strides(generator: Any, levels: int) -> list[int] | None:
+def anchor_sides(generator: Any, levels: int) -> list[int] | None:
     """The sides of the anchors, which are the strides of FCOS; ``None`` unless there is one square of even side per level."""
     sizes, ratios = generator.sizes, generator.aspect_ratios
     single = len(sizes) == levels and all(len(own) == 1 and own[0] % 2 == 0 for own in sizes)
     return [int(own[0]) for own in sizes] if single and all(tuple(own) == (1.0,) for own in ratios) else None
 
 
-def _points(anchors: Tensor, strides: list[int], counts: list[int]) -> Points:
+def anchor_points(anchors: Tensor, strides: list[int], counts: list[int]) -> Points:
     """The centres of anchors; the same for all images, which are padded to one size."""
     xy = (anchors[:, :2] + anchors[:, 2:]) / 2
     points = Points(xy, xy.new_zeros(0), tuple((1, int(count)) for count in counts), tuple(strides))

@@ -12,7 +12,7 @@ from detloss.assigners.hungarian import HungarianAssigner
 from detloss.criteria.detr import DETRLoss
 from detloss.types import LossDict, Target
 
-__all__ = ["detr_loss", "rtdetr_targets"]
+__all__ = ["detr_loss", "in_their_words", "rtdetr_losses", "rtdetr_targets"]
 
 Function = Callable[..., Any]
 TERMS = {"class": "loss_cls", "bbox": "loss_box", "giou": "loss_iou"}
@@ -34,16 +34,29 @@ def detr_loss(original: Function) -> Function:
         if criterion is None or not sum(batch["gt_groups"]):
             found: dict[str, Tensor] = original(self, preds, batch, dn_bboxes, dn_scores, dn_meta)
             return found
-        boxes, scores = preds
-        layers = list(zip(scores, boxes, strict=True))
-        denoising: dict[str, Any] = {}
-        if dn_meta is not None and dn_scores is not None and dn_bboxes is not None:
-            index = _objects_of_queries(dn_meta, batch["gt_groups"], dn_scores)
-            denoising = {"dn_outputs": list(zip(dn_scores, dn_bboxes, strict=True)), "dn_gt_index": index}
-        losses = criterion(*layers[-1], rtdetr_targets(batch), layers[:-1], **denoising)
-        return _in_their_words(losses, bool(denoising))
+        losses = rtdetr_losses(criterion, preds, batch, dn_bboxes, dn_scores, dn_meta)
+        return in_their_words(losses, dn_meta is not None)
 
     return forward
+
+
+def rtdetr_losses(
+    criterion: DETRLoss,
+    preds: tuple[Tensor, Tensor],
+    batch: Mapping[str, Any],
+    dn_bboxes: Tensor | None = None,
+    dn_scores: Tensor | None = None,
+    dn_meta: Mapping[str, Any] | None = None,
+) -> LossDict:
+    """The criterion of all decoder layers ``preds`` (boxes ``[L, B, Q, 4]``, scores ``[L, B, Q, C]``) and denoising layers."""
+    boxes, scores = preds
+    layers = list(zip(scores, boxes, strict=True))
+    denoising: dict[str, Any] = {}
+    if dn_meta is not None and dn_scores is not None and dn_bboxes is not None:
+        index = _objects_of_queries(dn_meta, batch["gt_groups"], dn_scores)
+        denoising = {"dn_outputs": list(zip(dn_scores, dn_bboxes, strict=True)), "dn_gt_index": index}
+    losses: LossDict = criterion(*layers[-1], rtdetr_targets(batch), layers[:-1], **denoising)
+    return losses
 
 
 def rtdetr_targets(batch: Mapping[str, Any]) -> list[Target]:
@@ -83,7 +96,7 @@ def _objects_of_queries(meta: Mapping[str, Any], groups: Sequence[int], scores: 
     return index
 
 
-def _in_their_words(losses: LossDict, denoising: bool) -> dict[str, Tensor]:
+def in_their_words(losses: LossDict, denoising: bool) -> dict[str, Tensor]:
     """Terms by their names: last layer, sum of the others, and the same of the denoising layers."""
     found: dict[str, Tensor] = {}
     nothing = next(iter(losses.values())).detach() * 0
