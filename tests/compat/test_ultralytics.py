@@ -1,4 +1,4 @@
-"""ultralytics' losses, assigner and criteria, against the installed package: values and gradients, and where they differ on purpose."""
+"""ultralytics' losses, assigner and criteria, against the installed package, and where they differ on purpose."""
 
 from __future__ import annotations
 

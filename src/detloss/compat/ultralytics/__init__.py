@@ -1,4 +1,4 @@
-"""``ultralytics``: the losses, assigners and criteria of its detection models and of its RT-DETR, at the paths they have there."""
+"""``ultralytics``: the losses, assigners and criteria of its detection models and RT-DETR, at the paths they have there."""
 
 from detloss.compat.ultralytics import models, utils
 

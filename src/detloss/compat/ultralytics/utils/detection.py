@@ -25,7 +25,7 @@ Losses = tuple[Tensor, dict[str, Tensor]]
 Assigned = tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]
 
 
-class v8DetectionLoss:  # noqa: N801 (its name there)
+class v8DetectionLoss:
     """The criterion of YOLOv8 and its successors: task-aligned assignment, cross entropy, CIoU and distribution focal loss.
 
     Equal to :class:`detloss.YOLOv8Loss` with ``preset("ultralytics")`` and ``normalizer="local"``, in their form. What differs:
@@ -67,7 +67,7 @@ class v8DetectionLoss:  # noqa: N801 (its name there)
 
         Args:
             preds: ``scores [B, C, P]``, ``boxes [B, 4 · reg_max, P]`` and ``feats``, the maps, whose sizes count.
-            batch: ``batch_idx [N]``, image of each object, in order; ``cls``, and ``bboxes`` (cx, cy, w, h) in units of the image.
+            batch: ``batch_idx [N]``, image of each object, in order; ``cls``; ``bboxes`` (cx, cy, w, h) in units of the image.
             assign_kwargs: passed on to the assigner.
 
         Returns:

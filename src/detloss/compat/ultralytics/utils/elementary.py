@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch  # noqa: F401  (the examples use it)
 from torch import Tensor, nn
 
 from detloss.checks import check_same_shape, upcast
