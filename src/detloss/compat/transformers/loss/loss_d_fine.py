@@ -228,9 +228,11 @@ def DFineForObjectDetectionLoss(
         layers: Sequence[Any] = outputs_class, _inside(outputs_coord), predicted_corners, initial_reference_points
         if meta is not None:
             noisy, layers = zip(*(torch.split(x, meta["dn_num_split"], dim=2) for x in layers), strict=True)
-            own = _set_aux_loss2(*(x.transpose(0, 1) for x in noisy), noisy[2][:, -1], noisy[0][:, -1])
+            teacher = {"teacher_corners": noisy[2][:, -1], "teacher_logits": noisy[0][:, -1]}
+            own = _set_aux_loss2(*(x.transpose(0, 1) for x in noisy), **teacher)
             outputs |= {"dn_auxiliary_outputs": own, "denoising_meta_values": meta}
-        auxiliary = _set_aux_loss2(*(x[:, :-1].transpose(0, 1) for x in layers), layers[2][:, -1], layers[0][:, -1])
+        teacher = {"teacher_corners": layers[2][:, -1], "teacher_logits": layers[0][:, -1]}
+        auxiliary = _set_aux_loss2(*(x[:, :-1].transpose(0, 1) for x in layers), **teacher)
         auxiliary += _set_aux_loss([enc_topk_logits], [_inside(enc_topk_bboxes)])  # type: ignore[list-item]
         outputs["auxiliary_outputs"] = auxiliary
     losses = DFineLoss(config).to(device)(outputs, labels)
