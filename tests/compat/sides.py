@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from conformance import with_autotimm, with_effdet, with_kornia, with_torchvision
+from conformance import with_autotimm, with_effdet, with_kornia, with_torchvision, with_transformers, with_ultralytics
 from conformance.evaluate import namespace
 from torch import Tensor
 
@@ -17,7 +17,9 @@ PEERS = {
     "effdet": with_effdet.PEER,
     "fvcore": with_torchvision.FVCORE,
     "kornia": with_kornia.PEER,
+    "transformers": with_transformers.PEER,
     "torchvision": with_torchvision.TORCHVISION,
+    "ultralytics": with_ultralytics.PEER,
 }
 DTYPES = (torch.float32, torch.float64)
 VALUE = {torch.float32: 1e-6, torch.float64: 1e-9}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import detloss.compat
-from detloss.compat import autotimm, effdet, fvcore, kornia, torchvision
+from detloss.compat import autotimm, effdet, fvcore, kornia, torchvision, transformers, ultralytics
 
-PACKAGES = ("autotimm", "detectron2", "effdet", "fvcore", "kornia", "torchvision")
+PACKAGES = ("autotimm", "detectron2", "effdet", "fvcore", "kornia", "torchvision", "transformers", "ultralytics")
 
 WITHOUT_PEERS = f"""
 import importlib, sys
@@ -53,6 +53,11 @@ SPECIMENS: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
     "autotimm-combined": (autotimm.CombinedSegmentationLoss(3).forward, MAPS),
     "kornia-focal": (lambda x, t=PIXELS: kornia.losses.focal_loss(x, t, 0.3, reduction="mean"), MAPS),
     "kornia-dice": (lambda x, t=PIXELS: kornia.losses.dice_loss(x, t, "macro"), MAPS),
+    "ultralytics-focal": (lambda x: ultralytics.utils.loss.FocalLoss()(x, torch.ones_like(x)), MAPS),
+    "ultralytics-ciou": (lambda x: ultralytics.utils.metrics.bbox_iou(x, BOXES.flip(0), xywh=False, CIoU=True).sum(), BOXES),
+    "transformers-focal": (
+        lambda x: transformers.loss.loss_for_object_detection.sigmoid_focal_loss(x, torch.ones_like(x), 3), MAPS,
+    ),
     "effdet-focal": (lambda x: effdet.loss.new_focal_loss(x, torch.ones_like(x), 0.25, 2.0, 3.0).sum(), MAPS),
 }  # fmt: skip
 

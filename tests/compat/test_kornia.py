@@ -263,6 +263,19 @@ def test_wrong_shapes_labels_and_names_are_errors() -> None:
         losses.binary_focal_loss_with_logits(logits, labels.unsqueeze(1).expand_as(logits))
 
 
+@pytest.mark.parametrize("loss", [losses.DiceLoss(), losses.TverskyLoss(0.5, 0.5), losses.LovaszHingeLoss()])
+def test_errors_have_the_words_that_its_tests_look_for(loss: Any) -> None:
+    maps = torch.zeros(1, 1, 1, 2)
+    with pytest.raises(TypeError, match=r"pred type is not a torch\.Tensor\. Got str"):
+        loss("maps", maps)
+    with pytest.raises(ValueError, match=r"Invalid pred shape, we expect BxNxHxW\. Got:"):
+        loss(torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"pred and target shapes must be the same\. Got:"):
+        loss(maps, torch.zeros(1, 1, 1))
+    with pytest.raises(ValueError, match=r"pred and target must be in the same device\. Got:"):
+        loss(maps, torch.zeros(1, 1, 2, device="meta"))
+
+
 def test_an_ignored_pixel_of_the_lovasz_hinge_does_not_count() -> None:
     logits, labels = torch.tensor([[[[3.0, -1.0, 0.5]]]]), torch.tensor([[[1, 0, -100]]])
     assert theirs("lovasz_hinge_loss")(logits, labels) > 50 and losses.lovasz_hinge_loss(logits, labels) == 0

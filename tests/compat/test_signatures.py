@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import operator
+import pkgutil
 from typing import Any
 
 import pytest
@@ -18,6 +18,29 @@ REGISTRY = ("register_loss", "get_loss", "list_losses", "has_loss", "get_loss_in
 KORNIA = ("focal_loss", "binary_focal_loss_with_logits", "dice_loss", "tversky_loss", "lovasz_hinge_loss")
 KORNIA_CLASSES = ("FocalLoss", "BinaryFocalLossWithLogits", "DiceLoss", "TverskyLoss", "LovaszHingeLoss")
 EFFDET = ("focal_loss_legacy", "new_focal_loss", "huber_loss", "smooth_l1_loss", "loss_fn")
+YOLO = ("VarifocalLoss", "FocalLoss", "BboxLoss")
+YOLO_CRITERION = (".__init__", ".__call__", ".parse_output", ".loss", ".bbox_decode", ".get_assigned_targets_and_loss")
+RT_DETR = ("vfl", "bce", "focal")
+TERMS = (".get_loss", ".loss_labels", ".loss_boxes", ".loss_masks", ".loss_cardinality", ".forward")
+TRANSFORMERS = {
+    "loss_for_object_detection": (
+        "sigmoid_focal_loss", "dice_loss", "box_iou", "generalized_box_iou", "HungarianMatcher", "HungarianMatcher.forward",
+        "ImageLoss", *(f"ImageLoss{name}" for name in TERMS), "ForObjectDetectionLoss", "ForSegmentationLoss",
+    ),
+    "loss_deformable_detr": (
+        "DeformableDetrHungarianMatcher", "DeformableDetrHungarianMatcher.forward", "DeformableDetrImageLoss",
+        *(f"DeformableDetrImageLoss{name}" for name in TERMS), "DeformableDetrForObjectDetectionLoss",
+    ),
+    "loss_rt_detr": (
+        "RTDetrHungarianMatcher", "RTDetrHungarianMatcher.forward", "RTDetrLoss", *(f"RTDetrLoss{name}" for name in TERMS),
+        *(f"RTDetrLoss.loss_labels_{name}" for name in RT_DETR), "RTDetrLoss.get_cdn_matched_indices",
+        "RTDetrForObjectDetectionLoss",
+    ),
+    "loss_d_fine": (
+        "weighting_function", "translate_gt", "bbox2distance", "DFineLoss", "DFineLoss.unimodal_distribution_focal_loss",
+        "DFineLoss.loss_local", "DFineLoss.get_loss", "DFineForObjectDetectionLoss",
+    ),
+}  # fmt: skip
 
 CALLABLES = (
     *(f"torchvision.ops.{name}" for name in ("sigmoid_focal_loss", *BOX_LOSSES)),
@@ -29,6 +52,15 @@ CALLABLES = (
     *(f"kornia.losses.{name}" for name in (*KORNIA, *KORNIA_CLASSES)),
     *(f"kornia.losses.{name}.forward" for name in KORNIA_CLASSES),
     *(f"effdet.loss.{name}" for name in (*EFFDET, "DetectionLoss", "DetectionLoss.forward")),
+    *(f"ultralytics.utils.loss.{name}" for name in (*YOLO, *(f"{name}.forward" for name in YOLO), "DFLoss")),
+    *(f"ultralytics.utils.loss.v8DetectionLoss{name}" for name in YOLO_CRITERION),
+    *(f"ultralytics.utils.loss.E2ELoss.{name}" for name in ("__call__", "update", "decay")),
+    *(f"ultralytics.utils.metrics.{name}" for name in ("bbox_iou", "probiou")),
+    *(f"ultralytics.utils.tal.TaskAlignedAssigner{name}" for name in ("", ".forward")),
+    *(f"ultralytics.models.utils.loss.{name}" for name in ("DETRLoss", "DETRLoss.forward")),
+    *(f"ultralytics.models.utils.loss.RTDETRDetectionLoss.{name}" for name in ("forward", "get_dn_match_indices")),
+    *(f"ultralytics.models.utils.ops.HungarianMatcher{name}" for name in ("", ".forward")),
+    *(f"transformers.loss.{module}.{name}" for module, names in TRANSFORMERS.items() for name in names),
 )
 # Arguments that the peer requires and that have a default here: FCOSLoss has a second form, without them.
 OPTIONAL_HERE = {"autotimm.losses.FCOSLoss.forward": {"cls_targets", "reg_targets", "centerness_targets"}}
@@ -36,13 +68,17 @@ OPTIONAL_HERE = {"autotimm.losses.FCOSLoss.forward": {"cls_targets", "reg_target
 
 def ours(path: str) -> Any:
     """``torchvision.ops.sigmoid_focal_loss`` of ``detloss.compat``."""
-    package, module, names = path.split(".", 2)
-    return operator.attrgetter(names)(importlib.import_module(f"detloss.compat.{package}.{module}"))
+    return pkgutil.resolve_name(f"detloss.compat.{path}")
 
 
 def theirs(path: str) -> Any:
-    package, rest = path.split(".", 1)
-    return operator.attrgetter(rest)(peer(package))
+    package, *names = path.split(".")
+    found = peer(package)
+    for name in names:  # a function goes before the module of the same name
+        if not hasattr(found, name):
+            importlib.import_module(f"{found.__name__}.{name}")
+        found = getattr(found, name)
+    return found
 
 
 def parameters(function: Any) -> dict[str, Any]:

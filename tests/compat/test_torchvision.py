@@ -192,3 +192,18 @@ def test_nothing_is_broadcast() -> None:
         ops.generalized_box_iou_loss(FIRST, SECOND[:1])
     with pytest.raises(ValueError, match="same shape"):
         ops.sigmoid_focal_loss(torch.zeros(3, 1), torch.zeros(3, dtype=torch.long))
+
+
+@pytest.mark.parametrize("alpha", [-1, 0.3])
+def test_without_gamma_it_is_the_cross_entropy_to_the_last_bit(alpha: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, target = 4 * torch.randn(50, 6, generator=g), (torch.rand(50, 6, generator=g) > 0.6).float()
+    share = torch.ones(()) if alpha < 0 else alpha * target + (1 - alpha) * (1 - target)
+    want = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none") * share
+    for name, value in (("none", want), ("sum", want.sum()), ("mean", want.mean())):
+        assert torch.equal(ops.sigmoid_focal_loss(logits, target, alpha, 0, name), value)
+    sure = torch.tensor([torch.inf, -torch.inf], requires_grad=True)
+    loss = ops.sigmoid_focal_loss(sure, torch.tensor([1.0, 0.0]), alpha, 0, "sum")
+    assert loss == 0 and not torch.autograd.grad(loss, sure)[0].any()
+    with pytest.raises(ValueError, match=r"targets must lie in \[0, 1\]"):
+        ops.sigmoid_focal_loss(logits, target + 1, alpha, 0)

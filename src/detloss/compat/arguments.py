@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import cast
 
 import torch
+import torch.nn.functional as torch_f
 from torch import Tensor, nn
 
-from detloss.checks import check_same_shape, check_tensor
+from detloss.checks import check_float, check_same_shape, check_tensor, upcast
 from detloss.functional.focal import sigmoid_focal_loss
-from detloss.reduction import REDUCTIONS
+from detloss.reduction import REDUCTIONS, reduce_loss
 from detloss.types import Reduction
+from detloss.values import check_unit_interval
 
 __all__ = [
     "NOTHING_IGNORED",
@@ -53,11 +55,28 @@ def float_boxes(where: str, name: str, boxes: Tensor) -> Tensor:
 def binary_focal_loss(
     where: str, inputs: Tensor, targets: Tensor, alpha: float | None, gamma: float, reduction: Reduction
 ) -> Tensor:
-    """Sigmoid focal loss of every element of logits and dense targets of one shape, whichever it is, 0-dim included."""
+    """Sigmoid focal loss of every element of logits and dense targets of one shape, whichever it is, 0-dim included.
+
+    With γ = 0 it is PyTorch's binary cross entropy to the last bit, as it is in all peers.
+    """
     check_same_shape(where, inputs, targets)
+    if gamma == 0:
+        return _weighted_cross_entropy(where, inputs, targets, alpha, reduction)
     shape = inputs.shape or (1,)
     loss = sigmoid_focal_loss(inputs.reshape(shape), targets.reshape(shape), gamma=gamma, alpha=alpha, reduction=reduction)
     return loss.reshape(inputs.shape) if reduction == "none" else loss
+
+
+def _weighted_cross_entropy(where: str, inputs: Tensor, targets: Tensor, alpha: float | None, reduction: Reduction) -> Tensor:
+    check_float(where, "inputs", inputs)
+    largest = torch.finfo(inputs.dtype).max
+    logits = upcast(inputs.clamp(-largest, largest))  # 0 · inf is NaN
+    y = targets.to(logits.dtype)
+    check_unit_interval(where, "targets", y)
+    loss = torch_f.binary_cross_entropy_with_logits(logits, y, reduction="none")
+    if alpha is not None:
+        loss = loss * (alpha * y + (1 - alpha) * (1 - y))
+    return reduce_loss(loss, reduction=reduction, where=where)
 
 
 def keep_weights(module: nn.Module, name: str, weights: Tensor | None) -> None:

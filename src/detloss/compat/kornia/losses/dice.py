@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detloss.checks import check_option
 from detloss.compat.arguments import keep_weights
 from detloss.compat.class_masks import class_masks
+from detloss.compat.kornia.losses.maps import check_maps
 from detloss.functional import mask
 from detloss.reduction import reduce_loss
 
@@ -57,6 +58,7 @@ def dice_loss(
     """
     where = "dice_loss"
     check_option(where, "average", average, AVERAGES)
+    check_maps(where, pred, target)
     p, t = class_masks(where, pred, target, ignore_index)
     factors = p.new_ones(p.shape[1]) if weight is None else weight.reshape(-1).to(p.dtype)
     loss = mask.dice_loss(p.flatten(0, 1), t.flatten(0, 1), smooth=0.0, activated=True, reduction="none").view(p.shape[:2])

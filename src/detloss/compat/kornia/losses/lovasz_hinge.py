@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from detloss.checks import check_tensor, shape_of
+from detloss.compat.kornia.losses.maps import check_maps
 from detloss.functional import segmentation
 
 __all__ = ["LovaszHingeLoss", "lovasz_hinge_loss"]
@@ -23,9 +23,7 @@ def lovasz_hinge_loss(pred: Tensor, target: Tensor) -> Tensor:
     >>> lovasz_hinge_loss(torch.tensor([[[[2.0, -0.5, -2.0]]]]), torch.tensor([[[1, 1, 0]]]))  # 1.5 · 1/2
     tensor(0.7500)
     """
-    check_tensor("lovasz_hinge_loss", "pred", pred)
-    if pred.ndim != 4 or pred.shape[1] != 1:
-        raise ValueError(f"lovasz_hinge_loss: expected logits [B, 1, H, W]; got {shape_of(pred)}")
+    check_maps("lovasz_hinge_loss", pred, target, "1")
     return segmentation.lovasz_hinge_loss(pred.squeeze(1), target)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from detloss.compat.class_masks import class_masks
 from detloss.compat.kornia.losses.dice import mean_of_classes, one_minus_score
+from detloss.compat.kornia.losses.maps import check_maps
 from detloss.functional import mask
 
 __all__ = ["TverskyLoss", "tversky_loss"]
@@ -35,6 +36,7 @@ def tversky_loss(
     >>> tversky_loss(torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]]), alpha=0.5, beta=0.5)  # 1 − 0.5/(0.5 + 0.5)
     tensor(0.5000)
     """
+    check_maps("tversky_loss", pred, target)
     p, t = class_masks("tversky_loss", pred, target, ignore_index)
     loss = mask.tversky_loss(
         p.flatten(0, 1), t.flatten(0, 1), alpha=alpha, beta=beta, smooth=0.0, activated=True, reduction="none"
