@@ -15,6 +15,8 @@ from detloss.assigners.claims import Claims
 from detloss.checks import upcast
 from detloss.functional.iou_costs import aspect_cost, centre_distance
 from detloss.geometry.iou import overlap
+from detloss.kernels.matches import AlignedMatch
+from detloss.kernels.selection import match_backend
 
 __all__ = ["OVERLAPS", "AlignedRule", "OverlapKind", "Pairs", "Problem", "inside_pairs", "match_aligned"]
 
@@ -232,6 +234,23 @@ def _best_of_each(metric: Tensor, part: _Inside, topk: int) -> Tensor:
 
 def match_aligned(problem: Problem, rule: AlignedRule) -> tuple[Tensor, Tensor]:
     """Index of the object in its image, −1 for none, and quality, ``[B, P]`` each."""
+    match = _match(problem, rule)
+    backend = match_backend(match)
+    if backend is None:
+        return _by_parts(problem, rule)
+    index, quality = backend.match(match)
+    return index, quality
+
+
+def _match(problem: Problem, rule: AlignedRule) -> AlignedMatch:
+    """The problem for a kernel."""
+    xy, usable, region, objects, labels, scores, boxes = problem
+    options = rule.topk, rule.alpha, rule.beta, rule.iou, rule.eps, rule.memory_budget // 2
+    return AlignedMatch(upcast(boxes), scores, xy, usable, region, objects, labels, *options)
+
+
+def _by_parts(problem: Problem, rule: AlignedRule) -> tuple[Tensor, Tensor]:
+    """The match by operations of torch: what every kernel has to find."""
     images, priors = problem.usable.shape
     objects = len(problem.region) // max(1, images)
     like, count = upcast(problem.boxes), images * priors

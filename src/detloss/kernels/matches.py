@@ -1,7 +1,7 @@
 """What a back-end is given to match priors with objects, and what it returns: whole assignments, for assigners.
 
 A match is to a back-end what a :class:`detloss.kernels.contract.Call` is: its metadata is checked, no value was read. All
-floating tensors are fp32. Unlike losses, which may differ from their formula by rounding, matches are decisions: a back-end
+floating tensors but logits are fp32. Unlike losses, which may differ from their formula by rounding, matches are decisions: a back-end
 finds exactly the objects that the operations of torch in :mod:`detloss.assigners` find, ties included.
 """
 
@@ -12,7 +12,7 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["MATCH_OPS", "ATSSMatch", "Match", "MaxIoUMatch"]
+__all__ = ["MATCH_OPS", "ATSSMatch", "AlignedMatch", "Match", "MaxIoUMatch"]
 
 
 class _Match:
@@ -86,5 +86,41 @@ class ATSSMatch(_Match):
     memory: int
 
 
-Match: TypeAlias = MaxIoUMatch | ATSSMatch
-MATCH_OPS = frozenset({MaxIoUMatch.op, ATSSMatch.op})
+@dataclass
+class AlignedMatch(_Match):
+    """The rule of :class:`detloss.assigners.TaskAlignedAssigner` → index ``[B, P]``, quality ``[B, P]``.
+
+    Attributes:
+        boxes: predicted corners ``[B, P, 4]``.
+        scores: logits ``[B, P, C]``, fp32, bf16 or fp16, any strides.
+        xy: centres of priors ``[P, 2]`` or ``[B, P, 2]``.
+        usable: ``[B, P]`` bool: the prior counts and its box is finite.
+        region: ``[B · G, 4]`` corners of what a prior of the object has to lie in; NaN for padding.
+        objects: ``[B · G, 4]`` corners.
+        labels: ``[B · G]`` int64 classes.
+        topk: priors that an object may choose.
+        alpha: exponent of the score.
+        beta: exponent of the overlap.
+        iou: ``"iou"`` or ``"ciou"``.
+        eps: added to the largest metric.
+        memory: bytes that the pairs dealt with together may take.
+    """
+
+    op = "task_aligned"
+    boxes: Tensor
+    scores: Tensor
+    xy: Tensor
+    usable: Tensor
+    region: Tensor
+    objects: Tensor
+    labels: Tensor
+    topk: int
+    alpha: float
+    beta: float
+    iou: str
+    eps: float
+    memory: int
+
+
+Match: TypeAlias = MaxIoUMatch | ATSSMatch | AlignedMatch
+MATCH_OPS = frozenset({MaxIoUMatch.op, ATSSMatch.op, AlignedMatch.op})

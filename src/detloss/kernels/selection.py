@@ -34,7 +34,7 @@ _OP_OF = {
     "QualityFocalLoss": "quality_focal", "VarifocalLoss": "varifocal", "DistributionFocalLoss": "distribution_focal",
     "L1Loss": "l1", "MSELoss": "mse", "SmoothL1Loss": "smooth_l1", "FocalLoss": "sigmoid_focal",
     "CrossEntropyLoss": "cross_entropy", "CenternessLoss": "binary_cross_entropy", "centerness": "binary_cross_entropy",
-    "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss",
+    "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
 }  # fmt: skip
 _WITH_SIGMOID = {
     ("FocalLoss", False): "softmax_focal",

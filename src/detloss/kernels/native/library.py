@@ -31,7 +31,7 @@ def _declare(loaded: ctypes.CDLL) -> None:
     loaded.detloss_instruction_set.restype = ctypes.c_char_p
     for name in ("sigmoid", "softmax", "boxes", "coordinates"):
         getattr(loaded, f"detloss_{name}").argtypes = [pointer, ctypes.c_int, pointer]
-    for name in ("max_iou", "atss"):
+    for name in ("max_iou", "atss", *(f"aligned_{step}" for step in ("count", "pairs", "overlap", "claim", "settle"))):
         function = getattr(loaded, f"detloss_{name}")
         function.argtypes, function.restype = [pointer, ctypes.c_int], None
 

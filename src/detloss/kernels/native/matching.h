@@ -39,12 +39,19 @@ struct MatchedObject {
   int32_t number;
 };
 
+// The largest IoU of an object (its place among those that are there) within a span of tiles.
+struct SpanBest {
+  int32_t object;
+  float best;
+};
+
 struct MaxIoUWork {
   AnchorTile* tiles;  // [1 or B, tile_count]
   MatchedObject* objects;  // [B, G], those that are there first
   int32_t* count;          // [B] how many are there
   uint8_t* any;            // [B] whether an object is valid
-  float* best_of_span;     // [B, span_count, G]
+  SpanBest* best;          // [B, span_count, G], those that touch the span first
+  int32_t* near_count;     // [B, span_count] how many do
   float* wanted;           // [B, G] the IoU at which an object claims; 2 for none
   int64_t tile_count, span_tiles, span_count;
   int32_t tiles_per_image;
@@ -77,6 +84,41 @@ struct AtssWork {
   int32_t tiles_per_image;
 };
 
+struct PriorTile { float x[ANCHORS], y[ANCHORS], bound[4]; };
+
+// What is known of a prior: the object that chose it last and how many did, and the one that overlaps it most.
+struct PriorState {
+  float overlap, metric, most_overlap, most_metric;
+  int32_t object, number, most_object;
+};
+
+// Task alignment. Objects of all images are rows, R = B · G of them; pairs of an object and a prior are dealt with in parts
+// that hold whole objects. Columns of a part: logit, later score to the power of alpha, later metric; IoU, later overlap;
+// and for the CIoU distance of the centres, width and height of the object and of the prediction, later an angle and no more.
+struct Aligned {
+  const float* xy;        // [P, 2] or, per image, [B, P, 2]
+  const uint8_t* usable;  // [B, P]
+  const float* region;    // [R, 4]
+  const float* truth;     // [R, 4]
+  const int64_t* labels;  // [R]
+  const void* scores;     // [B, P, C] by score_stride
+  const float* boxes;     // [B, P, 4]
+  PriorTile* tiles;       // [1 or B, tile_count]
+  PriorState* state;      // [B, P]
+  int64_t* count;         // [R] pairs of every object
+  int32_t* position;      // [pairs]
+  float* columns;         // [2 or 7, pairs]
+  const float* power;     // [pairs] overlap to the power of beta
+  uint8_t* chosen;        // [pairs]
+  int64_t* index;         // [B, P]
+  float* quality;         // [B, P]
+  int64_t images, priors, objects, classes, topk, tile_count;
+  int64_t score_stride[3];
+  int64_t pairs, first_row, last_row;  // of the part
+  int32_t xy_per_image, score_type, complete;
+  float eps;
+};
+
 // The entry points of one instruction set.
 struct Matching {
   void (*max_iou_columns)(const MaxIoU&, const MaxIoUWork&, int64_t image, int64_t tile);
@@ -86,6 +128,13 @@ struct Matching {
   void (*atss_centres)(const Atss&, const AtssWork&, int64_t image, int64_t tile);
   void (*atss_object)(const Atss&, const AtssWork&, int64_t image, int64_t object, void* memory);
   void (*atss_settle)(const Atss&, const AtssWork&, int64_t image, int64_t begin, int64_t end);
+  void (*aligned_points)(const Aligned&, int64_t image, int64_t tile);
+  int64_t (*aligned_count)(const Aligned&, int64_t row);
+  void (*aligned_pairs)(const Aligned&, int64_t row, int64_t at);
+  void (*aligned_overlap)(const Aligned&, int64_t begin, int64_t end);
+  void (*aligned_choose)(const Aligned&, int64_t begin, int64_t end, int64_t* best);
+  void (*aligned_claim)(const Aligned&, int64_t row, int64_t begin, int64_t end);
+  void (*aligned_settle)(const Aligned&, int64_t image, float* most);
 };
 
 extern const Matching BASE_MATCHING;

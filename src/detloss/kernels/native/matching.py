@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detloss.kernels.matches import MATCH_OPS, ATSSMatch, Match, MaxIoUMatch
-from detloss.kernels.native.arguments import pointer
+from detloss.kernels.matches import MATCH_OPS, AlignedMatch, ATSSMatch, Match, MaxIoUMatch
+from detloss.kernels.native import aligned
+from detloss.kernels.native.arguments import TYPES, pointer
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "match", "refuses"]
 
 OPS = MATCH_OPS
-TAKEN = (torch.float32, torch.bool)
+TAKEN = (torch.float32, torch.bool, torch.int64)
 MOST_PRIORS = 2**31 - 64  # numbers of priors are kept in 32 bits
 
 
@@ -42,21 +43,25 @@ class _ATSS(ctypes.Structure):
 
 
 def refuses(match: Match) -> str | None:
-    """Why a match is not taken: tensors of another dtype or device than fp32 or bool on the CPU, or too many priors."""
+    """Why a match is not taken: tensors of another dtype or device than fp32, bool and int64 on the CPU, or too many priors."""
+    scores = getattr(match, "scores", None)
     for tensor in (match.pred, *match.tensors()):
         if tensor.device.type != "cpu":
             return f"objects on {tensor.device.type!r}"
-        if tensor.dtype not in TAKEN:
+        low_precision = tensor is scores and tensor.dtype in TYPES
+        if tensor.dtype not in TAKEN and not low_precision:
             return f"{str(tensor.dtype).removeprefix('torch.')} input"
     return "more than 2^31 priors" if match.pred.shape[-2] > MOST_PRIORS else None
 
 
 def match(match: Match) -> tuple[Tensor, ...]:
     """What the rule finds; see :mod:`detloss.kernels.matches`."""
+    if isinstance(match, AlignedMatch):
+        return aligned.run(match)
     return _max_iou(match) if isinstance(match, MaxIoUMatch) else _atss(match)
 
 
-def _found(match: Match) -> tuple[Tensor, Tensor]:
+def _found(match: MaxIoUMatch | ATSSMatch) -> tuple[Tensor, Tensor]:
     """Memory for an object and a quality per prior."""
     shape = match.objects.shape[0], match.boxes.shape[-2]
     return torch.empty(shape, dtype=torch.long), torch.empty(shape, dtype=torch.float32)

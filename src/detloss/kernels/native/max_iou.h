@@ -10,7 +10,7 @@ static void max_iou_columns(const MaxIoU& a, const MaxIoUWork& w, int64_t image,
   const uint8_t* valid = a.valid ? a.valid + (a.valid_per_image ? image * a.priors : 0) + first : nullptr;
   for (int64_t i = 0; i < ANCHORS; i++) {
     bool usable = i < n && (!valid || valid[i]);
-    for (int k = 0; k < 4; k++) usable = usable && is_finite(boxes[4 * i + k]);
+    for (int k = 0; k < 4 && usable; k++) usable = is_finite(boxes[4 * i + k]);
     for (int k = 0; k < 4; k++) t.side[k][i] = usable ? smaller(larger(boxes[4 * i + k], -MOST_PIXELS), MOST_PIXELS) : 0.0f;
     t.area[i] = (t.side[2][i] - t.side[0][i]) * (t.side[3][i] - t.side[1][i]);
     t.usable[i] = usable;
@@ -44,9 +44,9 @@ static bool max_iou_objects(const MaxIoU& a, const MaxIoUWork& w, int64_t image)
   return any;
 }
 
-// Whether any anchor of the tile can have more than an edge in common with the object.
-INLINE bool touches(const AnchorTile& t, const MatchedObject& o) {
-  return t.bound[0] < o.side[2] && t.bound[2] > o.side[0] && t.bound[1] < o.side[3] && t.bound[3] > o.side[1];
+// Whether anything within the bounds can have more than an edge in common with the object.
+INLINE bool touches(const float* bound, const MatchedObject& o) {
+  return bound[0] < o.side[2] && bound[2] > o.side[0] && bound[1] < o.side[3] && bound[3] > o.side[1];
 }
 
 INLINE float tile_iou(const AnchorTile& t, const MatchedObject& o, int64_t i) {
@@ -56,20 +56,46 @@ INLINE float tile_iou(const AnchorTile& t, const MatchedObject& o, int64_t i) {
   return common / larger((o.area + t.area[i]) - common, SMALLEST);
 }
 
+// The tiles of a span and the anchors in them.
+struct Span {
+  const AnchorTile* tiles;
+  int64_t begin, end;
+  MEMBER Span(const MaxIoUWork& w, int64_t image, int64_t span)
+      : tiles(w.tiles + (w.tiles_per_image ? image * w.tile_count : 0)), begin(span * w.span_tiles), end(begin + w.span_tiles) {
+    if (end > w.tile_count) end = w.tile_count;
+  }
+};
+
+// Lists the objects that touch a span, nothing found for them yet.
+static int32_t objects_near(const MaxIoU& a, const MaxIoUWork& w, int64_t image, const Span& s, SpanBest* near) {
+  float bound[4];
+  for (int k = 0; k < 4; k++) {
+    bound[k] = s.tiles[s.begin].bound[k];
+    for (int64_t tile = s.begin + 1; tile < s.end; tile++)
+      bound[k] = k < 2 ? smaller(bound[k], s.tiles[tile].bound[k]) : larger(bound[k], s.tiles[tile].bound[k]);
+  }
+  int32_t found = 0;
+  for (int32_t g = 0; g < w.count[image]; g++) {
+    near[found] = {g, 0.0f};
+    found += touches(bound, w.objects[image * a.objects + g]);
+  }
+  return found;
+}
+
 // First pass over the tiles of a span: the largest IoU of every anchor, whose it is, and the largest of every object here.
 static void max_iou_best(const MaxIoU& a, const MaxIoUWork& w, int64_t image, int64_t span) {
   const MatchedObject* objects = w.objects + image * a.objects;
-  const int32_t count = w.count[image];
-  float* best = w.best_of_span + (image * w.span_count + span) * a.objects;
-  for (int32_t g = 0; g < count; g++) best[g] = 0.0f;
-  const int64_t last = (span + 1) * w.span_tiles, end = last < w.tile_count ? last : w.tile_count;
-  for (int64_t tile = span * w.span_tiles; tile < end; tile++) {
-    const AnchorTile& t = w.tiles[w.tiles_per_image ? image * w.tile_count + tile : tile];
+  const Span s(w, image, span);
+  SpanBest* near = w.best + (image * w.span_count + span) * a.objects;
+  const int32_t count = objects_near(a, w, image, s, near);
+  w.near_count[image * w.span_count + span] = count;
+  for (int64_t tile = s.begin; tile < s.end; tile++) {
+    const AnchorTile& t = s.tiles[tile];
     float top[ANCHORS] = {};
     int32_t whose[ANCHORS] = {};
-    for (int32_t g = 0; g < count; g++) {
-      const MatchedObject o = objects[g];
-      if (!touches(t, o)) continue;
+    for (int32_t k = 0; k < count; k++) {
+      const MatchedObject o = objects[near[k].object];
+      if (!touches(t.bound, o)) continue;
       float most = 0.0f;
 #pragma omp simd reduction(max : most)
       for (int64_t i = 0; i < ANCHORS; i++) {
@@ -78,42 +104,53 @@ static void max_iou_best(const MaxIoU& a, const MaxIoUWork& w, int64_t image, in
         whose[i] = iou > top[i] ? o.number : whose[i];
         top[i] = larger(iou, top[i]);
       }
-      best[g] = larger(best[g], most);
+      near[k].best = larger(near[k].best, most);
     }
     const int64_t first = tile * ANCHORS, n = a.priors - first < ANCHORS ? a.priors - first : ANCHORS;
-    for (int64_t i = 0; i < n; i++) {
-      a.quality[image * a.priors + first + i] = top[i];
-      a.index[image * a.priors + first + i] = whose[i];
-    }
+    float* __restrict quality = a.quality + image * a.priors + first;
+    int64_t* __restrict index = a.index + image * a.priors + first;
+    for (int64_t i = 0; i < n; i++) quality[i] = top[i];
+    for (int64_t i = 0; i < n; i++) index[i] = whose[i];
+  }
+}
+
+// From the best IoU and whose it is to the assignment of the anchors of a tile, `last` having claimed them.
+INLINE void decide(const MaxIoU& a, const AnchorTile& t, const int32_t* __restrict last, bool empty, int64_t at, int64_t n) {
+  const float positive = a.positive, low = a.low, high = a.high;
+  const bool any_low = empty || !(low > 0.0f), last_claims = a.last_claims;
+  const float* __restrict quality = a.quality + at;
+  int64_t* __restrict index = a.index + at;
+  uint8_t* __restrict ignore = a.ignore + at;
+  for (int64_t i = 0; i < n; i++) {
+    const float iou = quality[i];
+    const int32_t own = int32_t(index[i]), claimed = last_claims ? last[i] : own, kept = iou >= positive ? own : -1;
+    const int32_t found = last[i] >= 0 ? claimed : kept;
+    const bool negative = (iou < high) & (any_low | (iou >= low)) & bool(t.usable[i]);
+    index[i] = found;
+    ignore[i] = uint8_t(!negative & (found < 0));
   }
 }
 
 // Second pass: the last object that claims each anchor, looked for only where the best IoU of an object was found.
 static void max_iou_claims(const MaxIoU& a, const MaxIoUWork& w, int64_t image, int64_t span) {
   const MatchedObject* objects = w.objects + image * a.objects;
-  const float *best = w.best_of_span + (image * w.span_count + span) * a.objects, *wanted = w.wanted + image * a.objects;
-  const int64_t stop = (span + 1) * w.span_tiles, end = stop < w.tile_count ? stop : w.tile_count;
-  for (int64_t tile = span * w.span_tiles; tile < end; tile++) {
-    const AnchorTile& t = w.tiles[w.tiles_per_image ? image * w.tile_count + tile : tile];
+  const float* wanted = w.wanted + image * a.objects;
+  const Span s(w, image, span);
+  const SpanBest* near = w.best + (image * w.span_count + span) * a.objects;
+  const int32_t count = w.near_count[image * w.span_count + span];
+  for (int64_t tile = s.begin; tile < s.end; tile++) {
+    const AnchorTile& t = s.tiles[tile];
     int32_t last[ANCHORS];
     for (int64_t i = 0; i < ANCHORS; i++) last[i] = -1;
-    for (int32_t g = 0; g < w.count[image]; g++) {
-      const MatchedObject o = objects[g];
-      if (best[g] != wanted[g] || !touches(t, o)) continue;
-      const float claimed = wanted[g];
+    for (int32_t k = 0; k < count; k++) {
+      const float claimed = wanted[near[k].object];
+      if (near[k].best != claimed) continue;
+      const MatchedObject o = objects[near[k].object];
+      if (!touches(t.bound, o)) continue;
 #pragma omp simd
       for (int64_t i = 0; i < ANCHORS; i++) last[i] = tile_iou(t, o, i) == claimed ? o.number : last[i];
     }
     const int64_t first = tile * ANCHORS, n = a.priors - first < ANCHORS ? a.priors - first : ANCHORS;
-    const int64_t at = image * a.priors + first;
-    for (int64_t i = 0; i < n; i++) {
-      const float iou = a.quality[at + i];
-      const int64_t own = a.index[at + i];
-      const int64_t claimed = a.last_claims ? last[i] : own;
-      const int64_t index = last[i] >= 0 ? claimed : iou >= a.positive ? own : -1;
-      const bool negative = iou < a.high && (!(a.low > 0.0f) || iou >= a.low || !w.any[image]);
-      a.index[at + i] = index;
-      a.ignore[at + i] = !(negative && t.usable[i]) && index < 0;
-    }
+    decide(a, t, last, !w.any[image], image * a.priors + first, n);
   }
 }

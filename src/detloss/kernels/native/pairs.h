@@ -6,6 +6,7 @@ INLINE bool is_finite(float x) { return __builtin_fabsf(x) <= 3.40282347e38f; }
 
 constexpr float INFINITE = __builtin_inff();
 constexpr float PAIR_LIMIT = 1e30f, SMALLEST_SIDE = 1e-12f, LEAST_UNION = 1e-6f;
+constexpr float LEAST_SHAPE = 1e-6f, FOUR_BY_PI_SQUARED = 0.405284734569351f;
 
 // One axis: lengths in pixels and, as shares, in units of the enclosing length.
 struct PairAxis { float pred, target, enclosing, offset, pred_share, target_share, common_share; bool same; };
