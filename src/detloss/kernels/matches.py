@@ -1,7 +1,7 @@
 """What a back-end is given to match priors with objects, and what it returns: whole assignments, for assigners.
 
 A match is to a back-end what a :class:`detloss.kernels.contract.Call` is: its metadata is checked, no value was read. All
-floating tensors but logits are fp32. Unlike losses, which may differ from their formula by rounding, matches are decisions: a back-end
+floating tensors but logits are fp32. Losses may differ from their formula by rounding, but matches are decisions: a back-end
 finds exactly the objects that the operations of torch in :mod:`detloss.assigners` find, ties included.
 """
 
