@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import kernel_calls as calls
@@ -16,7 +17,7 @@ import detloss
 from detloss import kernels
 from detloss.assigners import Assigner, ATSSAssigner, MaxIoUAssigner, TaskAlignedAssigner, pad_targets
 from detloss.geometry import Anchors, grid_points
-from detloss.kernels.matches import Match
+from detloss.kernels.matches import AlignedMatch, ATSSMatch, Match, MaxIoUMatch
 from detloss.kernels.native import BACKEND, Native
 from detloss.kernels.native.library import library, problem
 from detloss.types import Assignment
@@ -241,6 +242,16 @@ def test_other_dtypes_and_dispatch_modes_run_the_operations_of_torch(name: str, 
     assert not matched
 
 
+def test_compiled_task_alignment_is_an_operator_that_runs_the_kernel(matched: list[str]) -> None:
+    torch.manual_seed(0)
+    assigner, (points, targets, logits, boxes) = aligned_case(random.Random(4))
+    torch.compiler.reset()
+    found = torch.compile(lambda *given: assigner(points, targets, *given), fullgraph=True, backend="aot_eager")(logits, boxes)
+    assert matched == ["task_aligned"]
+    with kernels.use("reference"):
+        check_same(found, assigner(points, targets, logits, boxes))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_is_matched_in_single_precision(dtype: torch.dtype, matched: list[str]) -> None:
     anchors = Anchors.of(some_boxes(90, whole=True, size=60, side=40).to(dtype))
@@ -261,11 +272,37 @@ def test_a_label_without_a_logit_is_an_error_where_it_matters() -> None:
         TaskAlignedAssigner(enlarge_small=False)(POINTS, padded, logits, boxes)
 
 
-def test_matches_refuse_what_they_cannot_read() -> None:
-    padded = pad_targets([{"boxes": torch.zeros(1, 4), "labels": torch.zeros(1).long()}], torch.zeros(1))
-    match = MaxIoUAssigner()._match(Anchors.of(torch.zeros(3, 4)), padded)
+def matches() -> tuple[MaxIoUMatch, ATSSMatch, AlignedMatch]:
+    """One of each: 3 priors, 1 image, 1 object."""
+    boxes, objects, present, labels = torch.zeros(3, 4), torch.zeros(1, 1, 4), torch.ones(1, 1).bool(), torch.zeros(1).long()
+    both = boxes, torch.ones(1, 3).bool(), objects, present
+    rule = (10, 0.5, 6.0, "iou", 1e-9, 2**20)
+    usable = torch.ones(1, 3).bool()
+    return (
+        MaxIoUMatch(*both, 0.5, (0.0, 0.4), 0.0, True, True),
+        ATSSMatch(*both, (2, 1), 9, 0.01, 2**20),
+        AlignedMatch(boxes[None], torch.zeros(1, 3, 2), boxes[:, :2], usable, objects[0], objects[0], labels, *rule),
+    )
+
+
+WRONG: list[tuple[int, dict[str, Any], str]] = [
+    (0, {"present": torch.ones(1, 1).int()}, "int32 input"),
+    (0, {"objects": torch.zeros(1, 1, 4, device="meta")}, "input on 'meta'"),
+    (0, {"valid": torch.ones(2, 3).bool()}, "shapes that do not fit"),
+    (0, {"objects": torch.zeros(2, 1, 4)}, "shapes that do not fit"),
+    (1, {"boxes": torch.zeros(2, 3, 4)}, "shapes that do not fit"),
+    (1, {"counts": (2, 2)}, "shapes that do not fit"),
+    (1, {"topk": 5000}, "more than 1024 candidates"),
+    (2, {"usable": torch.ones(1, 2).bool()}, "shapes that do not fit"),
+    (2, {"labels": torch.zeros(2).long()}, "shapes that do not fit"),
+    (2, {"xy": torch.zeros(2, 3, 2)}, "shapes that do not fit"),
+    (2, {"boxes": torch.zeros(1, 3, 4).half()}, "float16 input"),
+    (2, {"topk": 5000}, "more than 1024 candidates"),
+]
+
+
+@pytest.mark.parametrize(("which", "changed", "reason"), WRONG)
+def test_what_cannot_be_read_is_refused(which: int, changed: dict[str, Any], reason: str) -> None:
+    match = matches()[which]
     assert BACKEND.refuses(match) is None
-    match.present = match.present.int()
-    assert BACKEND.refuses(match) == "int32 input"
-    match.objects = match.objects.to("meta")
-    assert BACKEND.refuses(match) == "objects on 'meta'"
+    assert BACKEND.refuses(replace(match, **changed)) == reason
