@@ -277,11 +277,10 @@ def matches() -> tuple[MaxIoUMatch, ATSSMatch, AlignedMatch]:
     boxes, objects, present, labels = torch.zeros(3, 4), torch.zeros(1, 1, 4), torch.ones(1, 1).bool(), torch.zeros(1).long()
     both = boxes, torch.ones(1, 3).bool(), objects, present
     rule = (10, 0.5, 6.0, "iou", 1e-9, 2**20)
-    usable = torch.ones(1, 3).bool()
     return (
         MaxIoUMatch(*both, 0.5, (0.0, 0.4), 0.0, True, True),
         ATSSMatch(*both, (2, 1), 9, 0.01, 2**20),
-        AlignedMatch(boxes[None], torch.zeros(1, 3, 2), boxes[:, :2], usable, objects[0], objects[0], labels, *rule),
+        AlignedMatch(boxes[None], torch.zeros(1, 3, 2), boxes[:, :2], both[1], objects[0], objects[0], labels, *rule),
     )
 
 
@@ -293,7 +292,7 @@ WRONG: list[tuple[int, dict[str, Any], str]] = [
     (1, {"boxes": torch.zeros(2, 3, 4)}, "shapes that do not fit"),
     (1, {"counts": (2, 2)}, "shapes that do not fit"),
     (1, {"topk": 5000}, "more than 1024 candidates"),
-    (2, {"usable": torch.ones(1, 2).bool()}, "shapes that do not fit"),
+    (2, {"valid": torch.ones(1, 2).bool()}, "shapes that do not fit"),
     (2, {"labels": torch.zeros(2).long()}, "shapes that do not fit"),
     (2, {"xy": torch.zeros(2, 3, 2)}, "shapes that do not fit"),
     (2, {"boxes": torch.zeros(1, 3, 4).half()}, "float16 input"),

@@ -94,7 +94,7 @@ class AlignedMatch(_Match):
         boxes: predicted corners ``[B, P, 4]``.
         scores: logits ``[B, P, C]``, fp32, bf16 or fp16, any strides.
         xy: centres of priors ``[P, 2]`` or ``[B, P, 2]``.
-        usable: ``[B, P]`` bool: the prior counts and its box is finite.
+        valid: ``[B, P]`` bool: the prior counts; where its box is not finite it matches nothing all the same.
         region: ``[B · G, 4]`` corners of what a prior of the object has to lie in; NaN for padding.
         objects: ``[B · G, 4]`` corners.
         labels: ``[B · G]`` int64 classes.
@@ -110,7 +110,7 @@ class AlignedMatch(_Match):
     boxes: Tensor
     scores: Tensor
     xy: Tensor
-    usable: Tensor
+    valid: Tensor
     region: Tensor
     objects: Tensor
     labels: Tensor

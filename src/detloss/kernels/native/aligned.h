@@ -94,7 +94,7 @@ static void aligned_pairs(const Aligned& a, int64_t row, int64_t at) {
   const int64_t image = row / a.objects, label = a.labels[row] < 0 ? a.labels[row] + a.classes : a.labels[row];
   const PriorTile* tiles = tiles_of(a, row);
   const float *region = a.region + 4 * row, *boxes = a.boxes + 4 * image * a.priors;
-  const uint8_t* usable = a.usable + image * a.priors;
+  const uint8_t* valid = a.valid + image * a.priors;
   const int64_t logits = image * a.score_stride[0] + label * a.score_stride[2];
   uint8_t inside[ANCHORS], counts[ANCHORS];
   Prediction p;
@@ -105,11 +105,12 @@ static void aligned_pairs(const Aligned& a, int64_t row, int64_t at) {
       if (!inside[i]) continue;
       const int64_t prior = tile * ANCHORS + i;
       const float logit = logit_at(a, logits + prior * a.score_stride[1]);
-      counts[n] = usable[prior] && is_finite(logit);
+      const float* own = boxes + 4 * prior;
+      const bool box = is_finite(own[0]) & is_finite(own[1]) & is_finite(own[2]) & is_finite(own[3]);
+      counts[n] = valid[prior] && box && is_finite(logit);
       a.position[at + n] = int32_t(prior);
       a.columns[at + n] = counts[n] ? logit : 0.0f;
-      p.x1[n] = boxes[4 * prior]; p.y1[n] = boxes[4 * prior + 1];
-      p.x2[n] = boxes[4 * prior + 2]; p.y2[n] = boxes[4 * prior + 3];
+      p.x1[n] = own[0]; p.y1[n] = own[1]; p.x2[n] = own[2]; p.y2[n] = own[3];
       n++;
     }
     pair_columns(a, p, a.truth + 4 * row, counts, at, n);

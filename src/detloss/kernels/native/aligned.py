@@ -19,7 +19,7 @@ TILE, TILE_BYTES, STATE_BYTES = 64, 528, 28  # ANCHORS, PriorTile and PriorState
 IN_CACHE = 2**15  # numbers that torch deals with at a time
 LANES = 64  # a multiple of the numbers of a vector register: ATen rounds some functions otherwise in what is left over
 
-_POINTERS = ("xy", "usable", "region", "truth", "labels", "scores", "boxes", "tiles", "state", "count", "position", "columns",
+_POINTERS = ("xy", "valid", "region", "truth", "labels", "scores", "boxes", "tiles", "state", "count", "position", "columns",
              "power", "chosen", "index", "quality")  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def run(match: AlignedMatch) -> tuple[Tensor, Tensor]:
     images, priors, classes = match.scores.shape
     rows, tiles = len(match.region), -(-priors // TILE)
     index, quality = torch.empty(images, priors, dtype=torch.long), torch.empty(images, priors)
-    tensors = [x.contiguous() for x in (match.xy, match.usable, match.region, match.objects, match.labels)]
+    tensors = [x.contiguous() for x in (match.xy, match.valid, match.region, match.objects, match.labels)]
     boxes = match.boxes.contiguous()
     points = torch.empty((images if match.xy.ndim == 3 else 1) * tiles * TILE_BYTES, dtype=torch.uint8)
     state = torch.empty(images * priors * STATE_BYTES, dtype=torch.uint8)

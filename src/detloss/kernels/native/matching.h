@@ -97,7 +97,7 @@ struct PriorState {
 // and for the CIoU distance of the centres, width and height of the object and of the prediction, later an angle and no more.
 struct Aligned {
   const float* xy;        // [P, 2] or, per image, [B, P, 2]
-  const uint8_t* usable;  // [B, P]
+  const uint8_t* valid;   // [B, P]
   const float* region;    // [R, 4]
   const float* truth;     // [R, 4]
   const int64_t* labels;  // [R]

@@ -79,7 +79,7 @@ def _aligned_fits(match: AlignedMatch) -> bool:
     rows = len(match.labels)
     return (
         match.boxes.shape == (images, priors, 4)
-        and match.usable.shape == (images, priors)
+        and match.valid.shape == (images, priors)
         and match.xy.shape in ((priors, 2), (images, priors, 2))
         and match.region.shape == match.objects.shape == (rows, 4)
         and rows % images == 0
