@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.matches import AlignedMatch
-from detloss.kernels.native.arguments import TYPES, pointer
+from detloss.kernels.native.arguments import TYPES, fresh, pointer
 from detloss.kernels.native.library import library
 
 __all__ = ["run"]
@@ -40,12 +40,12 @@ def run(match: AlignedMatch) -> tuple[Tensor, Tensor]:
     """Object and quality of every prior; see :class:`detloss.kernels.matches.AlignedMatch`."""
     images, priors, classes = match.scores.shape
     rows, tiles = len(match.region), -(-priors // TILE)
-    index, quality = torch.empty(images, priors, dtype=torch.long), torch.empty(images, priors)
+    index, quality = fresh(images, priors, dtype=torch.long), fresh(images, priors)
     tensors = [x.contiguous() for x in (match.xy, match.valid, match.region, match.objects, match.labels)]
     boxes = match.boxes.contiguous()
-    points = torch.empty((images if match.xy.ndim == 3 else 1) * tiles * TILE_BYTES, dtype=torch.uint8)
-    state = torch.empty(images * priors * STATE_BYTES, dtype=torch.uint8)
-    count = torch.empty(rows, dtype=torch.long)
+    points = fresh((images if match.xy.ndim == 3 else 1) * tiles * TILE_BYTES, dtype=torch.uint8)
+    state = fresh(images * priors * STATE_BYTES, dtype=torch.uint8)
+    count = fresh(rows, dtype=torch.long)
     a = _Aligned(
         *map(pointer, (*tensors, match.scores, boxes, points, state, count)), None, None, None, None, pointer(index),
         pointer(quality), images, priors, rows // images, classes, match.topk, tiles,
@@ -85,9 +85,9 @@ def _parts(counts: list[int], limit: int) -> Iterator[tuple[int, int, int]]:
 def _part(a: _Aligned, match: AlignedMatch, pairs: int, threads: int) -> None:
     """Take the pairs of the objects ``first_row`` … ``last_row`` into account."""
     a.pairs = pairs + -pairs % LANES
-    columns = torch.empty(7 if a.complete else 3, a.pairs)
+    columns = fresh(7 if a.complete else 3, a.pairs)
     columns[:, pairs:] = 0
-    position, chosen = torch.empty(pairs, dtype=torch.int32), torch.empty(pairs, dtype=torch.uint8)
+    position, chosen = fresh(pairs, dtype=torch.int32), fresh(pairs, dtype=torch.uint8)
     score, overlap, power = columns[:3]
     a.columns, a.power, a.position, a.chosen = map(pointer, (columns, power, position, chosen))
     library().detloss_aligned_pairs(ctypes.byref(a), threads)

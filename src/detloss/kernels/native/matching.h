@@ -94,7 +94,8 @@ struct PriorState {
 
 // Task alignment. Objects of all images are rows, R = B · G of them; pairs of an object and a prior are dealt with in parts
 // that hold whole objects. Columns of a part: logit, later score to the power of alpha, later metric; IoU, later overlap;
-// and for the CIoU distance of the centres, width and height of the object and of the prediction, later an angle and no more.
+// distance of the centres, later overlap to the power of beta; and for the CIoU width and height of the object and of the
+// prediction, of which an angle is left later.
 struct Aligned {
   const float* xy;        // [P, 2] or, per image, [B, P, 2]
   const uint8_t* valid;   // [B, P]
@@ -107,8 +108,8 @@ struct Aligned {
   PriorState* state;      // [B, P]
   int64_t* count;         // [R] pairs of every object
   int32_t* position;      // [pairs]
-  float* columns;         // [2 or 7, pairs]
-  const float* power;     // [pairs] overlap to the power of beta
+  float* columns;         // [3 or 7, pairs]
+  const float* power;     // [pairs] the third of them
   uint8_t* chosen;        // [pairs]
   int64_t* index;         // [B, P]
   float* quality;         // [B, P]

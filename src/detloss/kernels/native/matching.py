@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detloss.kernels.matches import MATCH_OPS, AlignedMatch, ATSSMatch, Match, MaxIoUMatch
 from detloss.kernels.native import aligned
-from detloss.kernels.native.arguments import TYPES, pointer
+from detloss.kernels.native.arguments import TYPES, fresh, pointer
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "match", "refuses"]
@@ -96,7 +96,7 @@ def match(match: Match) -> tuple[Tensor, ...]:
 def _found(match: MaxIoUMatch | ATSSMatch) -> tuple[Tensor, Tensor]:
     """Memory for an object and a quality per prior."""
     shape = match.objects.shape[0], match.boxes.shape[-2]
-    return torch.empty(shape, dtype=torch.long), torch.empty(shape, dtype=torch.float32)
+    return fresh(*shape, dtype=torch.long), fresh(*shape)
 
 
 def _run(name: str, arguments: ctypes.Structure) -> None:
@@ -106,7 +106,7 @@ def _run(name: str, arguments: ctypes.Structure) -> None:
 
 def _max_iou(match: MaxIoUMatch) -> tuple[Tensor, Tensor, Tensor]:
     index, quality = _found(match)
-    ignore = torch.empty(index.shape, dtype=torch.bool)
+    ignore = fresh(*index.shape, dtype=torch.bool)
     boxes, objects, present = (x.contiguous() for x in (match.boxes, match.objects, match.present))
     valid = None if match.valid is None else match.valid.contiguous()
     per_image = int(boxes.ndim == 3 and len(boxes) > 1), int(valid is not None and len(valid) > 1)
