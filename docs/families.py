@@ -21,7 +21,8 @@ ASSIGNERS = """An assigner decides which location, anchor, proposal or query is 
 `assignment = assigner(priors, targets, scores=None, boxes=None)` gives, for the whole batch, `gt_index [B, P]` (−1 for
 negatives), `ignore [B, P]` and `quality [B, P]`. All work without gradient, batched over images, within `memory_budget` bytes
 and with the same result for every size of chunks; predictions that are not finite never match; ignore boxes and crowds count
-neither way. A criterion takes another assigner as `assigner=` (object, configuration or name).
+neither way. A criterion takes another assigner as `assigner=` (object, configuration or name). On the CPU max-IoU, ATSS and
+task alignment run [native kernels](kernels.md#assigners) with the same results.
 """
 
 

@@ -235,10 +235,11 @@ def test_it_compiles_without_a_graph_break() -> None:
     targets, assigner = random_targets([3, 2]), TaskAlignedAssigner()
     targets[0]["ignore_boxes"] = random_boxes(2)
     logits, boxes = (x.requires_grad_() for x in predictions(targets))
-    compiled = torch.compile(lambda t, *p: vars(assigner(POINTS, t, *p)), fullgraph=True, backend="aot_eager")
-    expected = assigner(POINTS, targets, logits, boxes)
-    for name, value in compiled(targets, logits, boxes).items():
-        assert torch.equal(value, getattr(expected, name)) and not value.requires_grad, name
+    compiled = torch.compile(lambda t, *p: assigner(POINTS, t, *p), fullgraph=True, backend="aot_eager")
+    expected, found = assigner(POINTS, targets, logits, boxes), compiled(targets, logits, boxes)
+    for name, value in vars(expected).items():
+        own = getattr(found, name)
+        assert torch.equal(own, value) and not own.requires_grad, name
     with torch.no_grad():
         problem = assigner._problem(POINTS, pad_targets(targets, POINTS.xy), logits.detach(), boxes.detach())
         torch.library.opcheck(match_operator, (*problem, *assigner._rule()))

@@ -15,6 +15,8 @@ from detloss.assigners.claims import Claims
 from detloss.checks import upcast
 from detloss.functional.iou_costs import aspect_cost, centre_distance
 from detloss.geometry.iou import overlap
+from detloss.kernels.matches import AlignedMatch
+from detloss.kernels.selection import match_backend
 
 __all__ = ["OVERLAPS", "AlignedRule", "OverlapKind", "Pairs", "Problem", "inside_pairs", "match_aligned"]
 
@@ -63,7 +65,7 @@ class Problem(NamedTuple):
 
     Attributes:
         xy: ``[P, 2]`` or ``[B, P, 2]`` centres of priors.
-        usable: ``[B, P]`` bool: the prior counts and its box is finite.
+        valid: ``[B, P]`` bool: the prior counts; where its predicted box is not finite it matches nothing all the same.
         region: ``[R, 4]`` corners of what a prior of the object has to lie in; NaN for padding.
         objects: ``[R, 4]`` corners.
         labels: ``[R]`` classes.
@@ -72,7 +74,7 @@ class Problem(NamedTuple):
     """
 
     xy: Tensor
-    usable: Tensor
+    valid: Tensor
     region: Tensor
     objects: Tensor
     labels: Tensor
@@ -81,26 +83,26 @@ class Problem(NamedTuple):
 
     def image(self) -> Tensor:
         """``[R]`` image of every object."""
-        images = torch.arange(len(self.usable), device=self.usable.device)
+        images = torch.arange(len(self.valid), device=self.valid.device)
         return images[:, None].expand(-1, len(self.region) // max(1, len(images))).flatten()
 
     def of_image(self, image: int) -> Problem:
         """The problem of one image alone."""
-        objects, one = len(self.region) // len(self.usable), slice(image, image + 1)
+        objects, one = len(self.region) // len(self.valid), slice(image, image + 1)
         rows = slice(image * objects, (image + 1) * objects)
         xy = self.xy[one] if self.xy.ndim == 3 else self.xy
         own = self.region[rows], self.objects[rows], self.labels[rows]
-        return Problem(xy, self.usable[one], *own, self.scores[one], self.boxes[one])
+        return Problem(xy, self.valid[one], *own, self.scores[one], self.boxes[one])
 
     def pairs(self, rule: AlignedRule) -> Iterator[Pairs]:
         """All pairs of an object and a prior inside it, in parts that hold whole objects and fit the memory budget."""
         boxes, objects = (x.reshape(-1, 4).T.contiguous() for x in (upcast(self.boxes), self.objects))
-        image_of = self.image()
+        image_of, usable = self.image(), (self.valid & self.boxes.isfinite().all(-1)).flatten()
         for part in inside_pairs(self, rule.memory_budget):
             row = part.row + part.first
             image = image_of.index_select(0, row)
-            metric, shared = _in_blocks(self, rule, boxes, objects, row, image, part.position)
-            prior = image * self.usable.shape[1] + part.position
+            metric, shared = _in_blocks(self, rule, usable, boxes, objects, row, image, part.position)
+            prior = image * self.valid.shape[1] + part.position
             yield Pairs(row, prior, metric, shared, _best_of_each(metric, part, rule.topk))
 
 
@@ -121,7 +123,7 @@ def inside_pairs(problem: Problem, memory_budget: int) -> Iterator[_Inside]:
     How many there are depends on the values, so here, and nowhere else, the host waits for the device: three times for
     usual batches and the default budget, and twice more for every further part.
     """
-    rows, priors = len(problem.region), problem.usable.shape[1]
+    rows, priors = len(problem.region), problem.valid.shape[1]
     if not rows or not priors:
         return
     low, high, points = _blocks(problem.xy)
@@ -181,14 +183,21 @@ def _groups(counts: list[int], limit: int) -> Iterator[slice]:
 
 
 def _in_blocks(
-    problem: Problem, rule: AlignedRule, boxes: Tensor, objects: Tensor, row: Tensor, image: Tensor, position: Tensor
+    problem: Problem,
+    rule: AlignedRule,
+    usable: Tensor,
+    boxes: Tensor,
+    objects: Tensor,
+    row: Tensor,
+    image: Tensor,
+    position: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Metric and overlap ``[N]`` of pairs, with ``boxes [4, B · P]`` and ``objects [4, R]``, block by block.
+    """Metric and overlap ``[N]`` of pairs, with ``usable [B · P]``, ``boxes [4, B · P]`` and ``objects [4, R]``, by blocks.
 
     The length of every block is a multiple of that of vector registers: ATen rounds some functions otherwise in the
     elements that are left over, and the value of a pair must not depend on its place.
     """
-    count, priors = len(row), problem.usable.shape[1]
+    count, priors = len(row), problem.valid.shape[1]
     row, image, position = (pad(index, (0, -count % LANES)) for index in (row, image, position))
     step = max(LANES, rule.memory_budget // 4 // OVERLAP_BYTES // LANES * LANES)
     step = min(step, IN_CACHE) if row.device.type == "cpu" else step
@@ -198,7 +207,7 @@ def _in_blocks(
         prior = at * priors + where
         shared = _overlap(boxes.index_select(1, prior).T, objects.index_select(1, own).T, rule.iou)
         logit = problem.scores[at, where, problem.labels.index_select(0, own)].to(shared.dtype)
-        shared = torch.where(logit.isfinite() & problem.usable.flatten().index_select(0, prior), shared, 0.0)
+        shared = torch.where(logit.isfinite() & usable.index_select(0, prior), shared, 0.0)
         metric = torch.where(shared > 0, logit.sigmoid().pow(rule.alpha) * shared.pow(rule.beta), 0.0)
         parts.append((metric, shared))
     metric, shared = (torch.cat(part)[:count] for part in zip(*parts, strict=True))
@@ -232,7 +241,24 @@ def _best_of_each(metric: Tensor, part: _Inside, topk: int) -> Tensor:
 
 def match_aligned(problem: Problem, rule: AlignedRule) -> tuple[Tensor, Tensor]:
     """Index of the object in its image, −1 for none, and quality, ``[B, P]`` each."""
-    images, priors = problem.usable.shape
+    match = _match(problem, rule)
+    backend = match_backend(match)
+    if backend is None:
+        return _by_parts(problem, rule)
+    index, quality = backend.match(match)
+    return index, quality
+
+
+def _match(problem: Problem, rule: AlignedRule) -> AlignedMatch:
+    """The problem for a kernel."""
+    xy, valid, region, objects, labels, scores, boxes = problem
+    options = rule.topk, rule.alpha, rule.beta, rule.iou, rule.eps, rule.memory_budget // 2
+    return AlignedMatch(upcast(boxes), scores, xy, valid, region, objects, labels, *options)
+
+
+def _by_parts(problem: Problem, rule: AlignedRule) -> tuple[Tensor, Tensor]:
+    """The match by operations of torch: what every kernel has to find."""
+    images, priors = problem.valid.shape
     objects = len(problem.region) // max(1, images)
     like, count = upcast(problem.boxes), images * priors
     # What chose a prior, as long as that is one object; the last entry takes the pairs that are not chosen.

@@ -17,6 +17,8 @@ from detloss.assigners.targets import PaddedTargets
 from detloss.checks import check_at_least, check_non_negative, check_positive, upcast
 from detloss.geometry.anchors import Anchors
 from detloss.geometry.iou import overlap
+from detloss.kernels.matches import ATSSMatch
+from detloss.kernels.selection import match_backend
 from detloss.registry import ASSIGNERS
 from detloss.types import Assignment, Target
 
@@ -82,6 +84,19 @@ class ATSSAssigner(Assigner):
         """Assign the anchors ``priors`` (P of them) to the objects of ``targets`` (B images). Predictions are not used."""
         anchors = self.anchors_of(priors)
         padded = self.padded(targets, anchors.boxes)
+        match = self._match(anchors, padded)
+        backend = match_backend(match)
+        owner, quality = self._by_chunks(anchors, padded) if backend is None else backend.match(match)
+        return Assignment(owner, self._in_regions(anchors, padded) & (owner < 0), quality)
+
+    def _match(self, anchors: Anchors, padded: PaddedTargets) -> ATSSMatch:
+        """The rule for a kernel."""
+        objects = padded.boxes.to(anchors.boxes.dtype)
+        rule = self.topk, self.margin, self.memory_budget // 2
+        return ATSSMatch(anchors.boxes, anchors.valid, objects, padded.valid, anchors.counts, *rule)
+
+    def _by_chunks(self, anchors: Anchors, padded: PaddedTargets) -> tuple[Tensor, Tensor]:
+        """Object and quality of every anchor, by operations of torch: what every kernel has to find."""
         images, objects = padded.valid.shape
         count = anchors.boxes.shape[-2]
         claims = Claims(images * count, anchors.boxes)
@@ -92,9 +107,7 @@ class ATSSAssigner(Assigner):
             allowed = found.reached & found.inside & padded.valid[:, part, None]
             prior, owner = found.anchor + first, number[part].expand_as(found.anchor)
             claims.add(prior.flatten(), owner.flatten(), found.iou.flatten(), allowed.flatten())
-        owner = claims.owner.view(images, count)
-        ignore = self._in_regions(anchors, padded) & (owner < 0)
-        return Assignment(owner, ignore, claims.overlap.clamp(min=0).view(images, count))
+        return claims.owner.view(images, count), claims.overlap.clamp(min=0).view(images, count)
 
     def conditions(
         self,
@@ -147,7 +160,9 @@ class ATSSAssigner(Assigner):
         tile = self.memory_budget // 2
         if centre.device.type == "cpu" and not torch.compiler.is_compiling():
             tile = min(tile, TILE)
-        points = anchors.xy if anchors.valid is None else torch.where(anchors.valid[..., None], anchors.xy, torch.inf)
+        # What is not a number is nearest to nothing; nan_to_num changes no other centre.
+        points = anchors.xy.nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        points = points if anchors.valid is None else torch.where(anchors.valid[..., None], points, torch.inf)
         found = []
         for stop, size in zip(accumulate(anchors.counts), anchors.counts, strict=True):
             found.append(nearest(points[..., stop - size : stop, :], centre, min(self.topk, size), tile) + (stop - size))

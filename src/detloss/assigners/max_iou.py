@@ -12,6 +12,8 @@ from detloss.assigners.base import MEMORY_BUDGET, Assigner, chunks, covered_by_r
 from detloss.assigners.targets import PaddedTargets
 from detloss.checks import check_non_negative, check_option, check_positive, shape_of, upcast
 from detloss.geometry.anchors import Anchors
+from detloss.kernels.matches import MaxIoUMatch
+from detloss.kernels.selection import match_backend
 from detloss.registry import ASSIGNERS
 from detloss.types import Assignment, Target
 
@@ -100,6 +102,28 @@ class MaxIoUAssigner(Assigner):
     ) -> Assignment:
         """Assign the anchors or proposals of B images to their objects; ``scores`` and ``boxes`` are not used."""
         truth = self.padded(targets, upcast(priors.boxes))
+        match = self._match(priors, truth)
+        backend = match_backend(match)
+        if backend is None:
+            return self._by_chunks(priors, truth)
+        gt_index, quality, ignore = backend.match(match)
+        if self.ignore_iof_thr is not None and truth.ignore_boxes.shape[1]:
+            corners, _ = _usable_corners(priors, len(truth.valid))
+            covered = covered_by_regions(corners, truth, self.ignore_iof_thr, self.memory_budget)
+            ignore |= covered & (gt_index < 0)
+        return Assignment(gt_index, ignore, quality)
+
+    def _match(self, priors: Anchors, truth: PaddedTargets) -> MaxIoUMatch:
+        """The rule for a kernel."""
+        _check_shapes(priors, len(truth.valid))
+        boxes = upcast(priors.boxes)
+        return MaxIoUMatch(
+            boxes, priors.valid, truth.boxes.to(boxes.dtype), truth.valid, self.pos_iou_thr, self.negative_range,
+            self.min_pos_iou, self.match_low_quality, self.low_quality == "gt",
+        )  # fmt: skip
+
+    def _by_chunks(self, priors: Anchors, truth: PaddedTargets) -> Assignment:
+        """The assignment by operations of torch: what every kernel has to find."""
         corners, usable = _usable_corners(priors, len(truth.valid))
         pairs = _Pairs(corners, truth)
         parts = self._parts(pairs)
@@ -213,17 +237,26 @@ def _negative_range(threshold: float | tuple[float, float]) -> tuple[float, floa
 
 def _usable_corners(priors: Anchors, images: int) -> tuple[Tensor, Tensor]:
     """Corners ``[B or 1, P, 4]``, 0 for what must not match, and ``[B or 1, P]`` bool: a valid and finite box."""
+    _check_shapes(priors, images)
     boxes = upcast(priors.boxes)
     boxes = boxes if boxes.ndim == 3 else boxes.unsqueeze(0)
     usable = torch.isfinite(boxes).all(-1)
     if priors.valid is not None:
         usable = usable & priors.valid
-    if len(usable) not in (1, images) or boxes.shape[1] != usable.shape[1]:
+    return _limited(boxes, usable), usable
+
+
+def _check_shapes(priors: Anchors, images: int) -> None:
+    """``ValueError`` unless anchors, and which of them are valid, are shared by all images or given for each."""
+    boxes, valid = priors.boxes, priors.valid
+    right = boxes.ndim == 2 or len(boxes) in (1, images)
+    if valid is not None:
+        right &= valid.ndim <= 2 and valid.shape[-1] == boxes.shape[-2] and (valid.ndim == 1 or len(valid) in (1, images))
+    if not right:
         raise ValueError(
             f"MaxIoUAssigner: anchors must be shared or given for each of the {images} images of the targets; "
-            f"got boxes {shape_of(priors.boxes)}" + (f" and valid {shape_of(priors.valid)}" if priors.valid is not None else "")
+            f"got boxes {shape_of(boxes)}" + (f" and valid {shape_of(valid)}" if valid is not None else "")
         )
-    return _limited(boxes, usable), usable
 
 
 def _limited(boxes: Tensor, usable: Tensor) -> Tensor:

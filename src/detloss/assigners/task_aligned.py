@@ -118,13 +118,12 @@ class TaskAlignedAssigner(Assigner):
 
     def _problem(self, priors: Priors, targets: PaddedTargets, scores: Tensor, boxes: Tensor) -> Problem:
         """The batch with its objects numbered through; padding and crowds contain nothing."""
-        usable = boxes.isfinite().all(-1)
         valid = getattr(priors, "valid", None)
-        if valid is not None:
-            usable = usable & valid
+        if valid is None:
+            valid = torch.ones(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
         region = torch.where(targets.valid[..., None], self._region(priors, targets.boxes), torch.nan)
         region, objects, labels = (x.flatten(0, 1) for x in (region, targets.boxes, targets.labels))
-        return Problem(priors.xy, usable, region, objects, labels, scores, boxes)
+        return Problem(priors.xy, valid.expand(boxes.shape[:2]).contiguous(), region, objects, labels, scores, boxes)
 
     def _region(self, priors: Priors, boxes: Tensor) -> Tensor:
         """Corners ``[B, G, 4]`` of what a prior has to lie in: the box, short sides enlarged if so asked."""
@@ -139,7 +138,7 @@ class TaskAlignedAssigner(Assigner):
 
 def _match(
     xy: Tensor,
-    usable: Tensor,
+    valid: Tensor,
     region: Tensor,
     objects: Tensor,
     labels: Tensor,
@@ -153,7 +152,7 @@ def _match(
     memory_budget: int,
 ) -> tuple[Tensor, Tensor]:
     """:func:`detloss.assigners.aligned.match_aligned` with the fields of its arguments one by one, as operators take them."""
-    problem = Problem(xy, usable, region, objects, labels, scores, boxes)
+    problem = Problem(xy, valid, region, objects, labels, scores, boxes)
     return match_aligned(problem, AlignedRule(topk, alpha, beta, iou, eps, memory_budget))
 
 
@@ -162,7 +161,7 @@ match_operator = torch.library.custom_op("detloss::match_aligned", _match, mutat
 
 @match_operator.register_fake
 def _match_shapes(
-    xy: Tensor, usable: Tensor, region: Tensor, objects: Tensor, labels: Tensor, scores: Tensor, boxes: Tensor, *rule: object
+    xy: Tensor, valid: Tensor, region: Tensor, objects: Tensor, labels: Tensor, scores: Tensor, boxes: Tensor, *rule: object
 ) -> tuple[Tensor, Tensor]:
     """Shapes and dtypes of what :func:`_match` returns."""
-    return torch.empty_like(usable, dtype=torch.long), torch.empty_like(usable, dtype=upcast(boxes).dtype)
+    return torch.empty_like(valid, dtype=torch.long), torch.empty_like(valid, dtype=upcast(boxes).dtype)

@@ -41,6 +41,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from detloss.kernels.matches import Match
+
 __all__ = ["BOX_OPS", "ELEMENT_OPS", "OPS", "POSITION_OPS", "ROW_OPS", "Backend", "Call", "loss_shape"]
 
 ELEMENT_OPS = frozenset({"sigmoid_focal", "binary_cross_entropy", "varifocal", "l1", "mse", "smooth_l1"})
@@ -93,14 +95,20 @@ def loss_shape(call: Call) -> tuple[int, ...]:
 
 
 class Backend(Protocol):
-    """A fused implementation of some operations on some devices."""
+    """A fused implementation of some operations on some devices: of losses, and of the matches of assigners.
+
+    Attributes:
+        name: what :func:`detloss.kernels.use` calls it.
+        ops: operations of which it takes at least some calls.
+    """
 
     name: str
+    ops: frozenset[str]
 
     def unavailable(self) -> str | None:
         """Why it cannot run in this process at all, or ``None`` when it can."""
 
-    def refuses(self, call: Call) -> str | None:
+    def refuses(self, call: Call | Match) -> str | None:
         """Why it cannot take this call (operation, device, dtype, shape), or ``None``. Reads metadata only."""
 
     def total(
@@ -121,3 +129,6 @@ class Backend(Protocol):
 
     def rescale(self, grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
         """``grad * upstream`` (0-dim fp32) without a host sync on a device; ``grad`` itself where upstream is 1."""
+
+    def match(self, match: Match) -> tuple[Tensor, ...]:
+        """The assignment that a rule finds; see :mod:`detloss.kernels.matches`."""

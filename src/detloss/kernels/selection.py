@@ -14,9 +14,10 @@ from torch import Tensor
 
 from detloss.checks import check_option
 from detloss.kernels.contract import OPS, Backend, Call
+from detloss.kernels.matches import MATCH_OPS, Match
 from detloss.values import value_checks_enabled
 
-__all__ = ["Choice", "backend", "choose", "constant_while_compiling", "fused_backend", "operation_of", "use"]
+__all__ = ["Choice", "backend", "choose", "constant_while_compiling", "fused_backend", "match_backend", "operation_of", "use"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Mode: TypeAlias = Literal["auto", "reference", "native", "triton"]
@@ -27,12 +28,13 @@ _is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lamb
 PLAIN = (Tensor, torch.nn.Parameter)
 FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
-# Losses whose operation is not the name of their function without "_loss", and modules.
+# Losses whose operation is not the name of their function without "_loss", modules, and assigners.
 _OP_OF = {
     "GIoULoss": "giou", "DIoULoss": "diou", "CIoULoss": "ciou", "EIoULoss": "eiou", "SIoULoss": "siou", "IoULoss": "iou",
     "QualityFocalLoss": "quality_focal", "VarifocalLoss": "varifocal", "DistributionFocalLoss": "distribution_focal",
     "L1Loss": "l1", "MSELoss": "mse", "SmoothL1Loss": "smooth_l1", "FocalLoss": "sigmoid_focal",
     "CrossEntropyLoss": "cross_entropy", "CenternessLoss": "binary_cross_entropy", "centerness": "binary_cross_entropy",
+    "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
 }  # fmt: skip
 _WITH_SIGMOID = {
     ("FocalLoss", False): "softmax_focal",
@@ -137,7 +139,7 @@ def _refusal_of_interpreter() -> str | None:
     return "inside a dispatch mode" if torch._C._len_torch_dispatch_stack() > 0 else None
 
 
-def _refusal_of_state(call: Call, compiling: bool) -> str | None:
+def _refusal_of_state(call: Call | Match, compiling: bool) -> str | None:
     """Why the surroundings of a call (transforms, tracing, other inputs that need a gradient) want the reference."""
     if compiling:
         if _is_exporting():
@@ -169,13 +171,21 @@ def _back_end_for(device: str) -> tuple[str, str | None]:
     return (name, _problem_of(name, mode == name) or None) if name else ("", f"no kernels for device {device!r}")
 
 
-def choose(call: Call) -> tuple[str, str | None]:
+def choose(call: Call | Match) -> tuple[str, str | None]:
     """Name of the back-end for a call, and why it does not take it (``None`` when it does). Reads metadata only."""
     name, problem = _back_end_for(call.pred.device.type)
     if problem is None:
         compiling = torch.compiler.is_compiling()
         problem = _refusal_of_tensor(call.pred, compiling) or _refusal_of_state(call, compiling) or _loaded[name].refuses(call)
     return name, problem
+
+
+def match_backend(match: Match) -> Backend | None:
+    """The back-end that matches for an assigner; ``None``: the operations of torch do, also those that are being compiled."""
+    if torch.compiler.is_compiling():
+        return None
+    name, problem = choose(match)
+    return None if problem else fused_backend(name)
 
 
 def fused_backend(name: str) -> Backend:
@@ -186,21 +196,22 @@ def fused_backend(name: str) -> Backend:
 
 
 def operation_of(loss: Any) -> str:
-    """Operation of a loss given as a module, a function or the name of either; empty when it has no kernel."""
+    """Operation of a loss or an assigner, given as an object, a function or a name; empty when it has no kernel."""
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     if getattr(loss, "use_mask", False):
         return "binary_cross_entropy"
     by_module = _WITH_SIGMOID.get((name, bool(getattr(loss, "use_sigmoid", name == "FocalLoss"))))
     op = by_module or _OP_OF.get(name) or _OP_OF.get(name.removesuffix("_loss")) or name.removesuffix("_loss")
-    return op if op in OPS else ""
+    return op if op in OPS | MATCH_OPS else ""
 
 
 def backend(loss: Any = None, tensor: Tensor | None = None) -> Choice:
     """Which implementation would run, and why.
 
     Args:
-        loss: a loss module, a function of :mod:`detloss.functional`, or the name of either; ``None`` for any fused loss.
-        tensor: predictions; ``None`` for fp32 on the CPU.
+        loss: a loss module, a function of :mod:`detloss.functional`, an assigner, or the name of any of them; ``None`` for
+            any fused loss.
+        tensor: predictions, for an assigner the boxes that it matches; ``None`` for fp32 on the CPU.
 
     >>> str(backend("ap_loss"))
     'reference: ap_loss has no kernel'
@@ -211,6 +222,8 @@ def backend(loss: Any = None, tensor: Tensor | None = None) -> Choice:
         return Choice("reference", f"{name} has no kernel")
     device = "cpu" if tensor is None else tensor.device.type
     name, problem = _back_end_for(device)
+    if problem is None and op not in _loaded[name].ops:
+        problem = f"{op} has no {name} kernel"
     if tensor is not None and problem is None:
         problem = _refusal_of_tensor(tensor, False) or _refusal_of_state(Call(op, tensor), False)
     if problem:

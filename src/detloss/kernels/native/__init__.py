@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.native import boxes, coordinates, library, sigmoid, softmax
+from detloss.kernels.matches import Match
+from detloss.kernels.native import boxes, coordinates, library, matching, sigmoid, softmax
 
 __all__ = ["BACKEND", "Native"]
 
@@ -19,15 +20,18 @@ class Native:
     """Kernels on the CPU; see :class:`detloss.kernels.contract.Backend` for the methods."""
 
     name = "native"
+    ops = frozenset(_FAMILIES) | matching.OPS
 
     def unavailable(self) -> str | None:
         """Why there is no library, or ``None``."""
         return library.problem()
 
-    def refuses(self, call: Call) -> str | None:
+    def refuses(self, call: Call | Match) -> str | None:
         """Why a call is not taken: another device, or an operation without a kernel."""
         if call.pred.device.type != "cpu":
             return f"the native kernels run on the CPU, not on {call.pred.device.type!r}"
+        if not isinstance(call, Call):
+            return matching.refuses(call)
         family = _FAMILIES.get(call.op)
         return f"{call.op} has no native kernel" if family is None else family.refuses(call)
 
@@ -65,6 +69,10 @@ class Native:
         if number == 1:
             return grad
         return grad.mul_(number) if in_place else grad * number
+
+    def match(self, match: Match) -> tuple[Tensor, ...]:
+        """The assignment that a rule finds."""
+        return matching.match(match)
 
 
 BACKEND = Native()

@@ -11,7 +11,7 @@ from detloss.kernels.contract import Call
 from detloss.kernels.layout import ELEMENT, ONE, POSITION, Layout, in_order, spread
 from detloss.kernels.native.library import library
 
-__all__ = ["TYPES", "as_fp32", "as_target", "fresh_like", "pointer", "readable", "spread_out"]
+__all__ = ["TYPES", "as_fp32", "as_target", "fresh", "fresh_like", "pointer", "readable", "spread_out"]
 
 # Gradients from this size on are written to large pages where the system grants them; DETLOSS_LARGE_PAGES=0 forbids it.
 LARGE = 8 << 20
@@ -28,6 +28,11 @@ def pointer(x: Tensor | None) -> int | None:
 def as_fp32(x: Tensor | None) -> Tensor | None:
     """Contiguous fp32."""
     return None if x is None else x.to(torch.float32).contiguous()
+
+
+def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory on the CPU, not yet written, whatever the default dtype and device are."""
+    return torch.empty(*shape, dtype=dtype, device="cpu")
 
 
 def fresh_like(pred: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 DETLOSS_TARGET_BEGIN("avx2,fma")
 #define KERNEL_SET avx2
 #define KERNEL_TABLE AVX2
+#define KERNEL_MATCHING AVX2_MATCHING
 #define KERNEL_NAME "avx2"
 #include "set.h"
 DETLOSS_TARGET_END

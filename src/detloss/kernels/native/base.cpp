@@ -1,5 +1,6 @@
 // The kernels for any machine of the architecture (on ARM that includes NEON).
 #define KERNEL_SET base
 #define KERNEL_TABLE BASE
+#define KERNEL_MATCHING BASE_MATCHING
 #define KERNEL_NAME "base"
 #include "set.h"

@@ -4,6 +4,7 @@
 #define DETLOSS_KERNELS_H
 
 #include "platform.h"
+#include "matching.h"
 
 #include <cstddef>
 #include <cstdint>
@@ -89,7 +90,11 @@ struct InstructionSet {
   void (*boxes)(const Boxes&, int64_t begin, int64_t end, Partial&);
   void (*softmax)(const Softmax&, int64_t begin, int64_t end, Partial&);
   void (*coordinates)(const Coordinates&, int64_t begin, int64_t end, Partial&);
+  const Matching* matching;
 };
+
+// The instruction set in use.
+const InstructionSet& current();
 
 // How a call is divided: units of work, and how many numbers each has.
 int64_t units(const Sigmoid&);

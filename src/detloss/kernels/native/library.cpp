@@ -26,6 +26,7 @@ static const InstructionSet* widest() {
 }
 
 static const InstructionSet* chosen = widest();
+const InstructionSet& current() { return *chosen; }
 
 constexpr int64_t CHUNK = 1 << 16;  // numbers per piece of work; fixed, so that sums do not depend on the threads
 
@@ -80,12 +81,10 @@ int64_t numbers_per_unit(const Coordinates&) { return TILE; }
 
 using namespace detloss;
 
-#define EXPORT __attribute__((visibility("default")))
-
 extern "C" {
 
 // Version of the calls below; the Python side refuses a library of another one.
-EXPORT int detloss_version() { return 1; }
+EXPORT int detloss_version() { return 2; }
 
 EXPORT const char* detloss_instruction_set() { return chosen->name; }
 

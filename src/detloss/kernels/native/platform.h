@@ -7,6 +7,8 @@
 #define DETLOSS_X86 1
 #endif
 
+#define EXPORT __attribute__((visibility("default")))
+
 #define DETLOSS_TEXT(x) #x
 #if defined(__clang__)
 #define DETLOSS_TARGET_BEGIN(features) \

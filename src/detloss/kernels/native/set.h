@@ -1,4 +1,5 @@
-// Everything that is compiled once per instruction set. KERNEL_SET names the namespace, KERNEL_TABLE its entry points.
+// Everything that is compiled once per instruction set. KERNEL_SET names the namespace, KERNEL_TABLE its entry points,
+// KERNEL_MATCHING those of its matching (exact.h).
 
 #include "kernels.h"
 
@@ -14,6 +15,6 @@ namespace KERNEL_SET {
 }  // namespace KERNEL_SET
 
 extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes, KERNEL_SET::softmax,
-                                             KERNEL_SET::coordinates};
+                                             KERNEL_SET::coordinates, &KERNEL_MATCHING};
 
 }  // namespace detloss

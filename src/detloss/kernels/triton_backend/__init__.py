@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call
+from detloss.kernels.matches import Match
 from detloss.kernels.triton_backend import boxes, coordinates, distribution, sigmoid, softmax
 from detloss.kernels.triton_backend.sums import finished, rescaled
 
@@ -31,17 +32,18 @@ class Triton:
     """
 
     name = "triton"
+    ops = frozenset(_FAMILIES)
 
     def unavailable(self) -> str | None:
         """Why there is nothing to run on, or ``None``."""
         return None if _interpreted() or torch.cuda.is_available() else "PyTorch finds no CUDA device"
 
-    def refuses(self, call: Call) -> str | None:
+    def refuses(self, call: Call | Match) -> str | None:
         """Why a call is not taken: another device, or an operation without a kernel."""
         kind = call.pred.device.type
         if kind != ("cpu" if _interpreted() else "cuda"):
             return f"the triton kernels run on CUDA, not on {kind!r}"
-        family = _FAMILIES.get(call.op)
+        family = _FAMILIES.get(call.op) if isinstance(call, Call) else None
         return f"{call.op} has no triton kernel" if family is None else family.refuses(call)
 
     def total(
@@ -66,6 +68,10 @@ class Triton:
     def rescale(self, grad: Tensor, upstream: Tensor, in_place: bool) -> Tensor:
         """``grad`` times the number ``upstream``, which stays on the device."""
         return rescaled(grad, upstream, in_place)
+
+    def match(self, match: Match) -> tuple[Tensor, ...]:
+        """No rule has a kernel; :meth:`refuses` says so before."""
+        raise NotImplementedError(f"{match.op} has no triton kernel")
 
 
 BACKEND = Triton()

@@ -1,0 +1,132 @@
+"""Matching of priors with objects for assigners."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detloss.kernels.matches import MATCH_OPS, AlignedMatch, ATSSMatch, Match, MaxIoUMatch
+from detloss.kernels.native import aligned
+from detloss.kernels.native.arguments import TYPES, fresh, pointer
+from detloss.kernels.native.library import library
+
+__all__ = ["OPS", "match", "refuses"]
+
+OPS = MATCH_OPS
+TAKEN = (torch.float32, torch.bool, torch.int64)
+MOST_CANDIDATES = 1024  # they are kept in order by insertion
+MOST_PRIORS = 2**31 - 64  # numbers of priors are kept in 32 bits
+
+
+class _MaxIoU(ctypes.Structure):
+    """``struct MaxIoU`` of matching.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("boxes", "valid", "truth", "present", "index", "quality", "ignore")),
+        *((name, ctypes.c_int64) for name in ("images", "priors", "objects")),
+        *((name, ctypes.c_int32) for name in ("boxes_per_image", "valid_per_image", "claims", "last_claims")),
+        *((name, ctypes.c_float) for name in ("positive", "low", "high", "least")),
+    ]
+
+
+class _ATSS(ctypes.Structure):
+    """``struct Atss`` of matching.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("boxes", "valid", "truth", "present", "counts", "owner", "quality")),
+        *((name, ctypes.c_int64) for name in ("images", "priors", "objects", "levels", "topk", "memory")),
+        ("boxes_per_image", ctypes.c_int32),
+        ("margin", ctypes.c_float),
+    ]
+
+
+def refuses(match: Match) -> str | None:
+    """Why a match is not taken: other tensors than fp32, bool and int64 on the CPU, shapes, too many priors or candidates."""
+    scores = getattr(match, "scores", None)
+    for tensor in (match.pred, *match.tensors()):
+        if tensor.device.type != "cpu":
+            return f"input on {tensor.device.type!r}"
+        low_precision = tensor is scores and tensor.dtype in TYPES
+        if tensor.dtype not in TAKEN and not low_precision:
+            return f"{str(tensor.dtype).removeprefix('torch.')} input"
+    if not (_aligned_fits(match) if isinstance(match, AlignedMatch) else _anchors_fit(match)):
+        return "shapes that do not fit"
+    if getattr(match, "topk", 0) > MOST_CANDIDATES:
+        return f"more than {MOST_CANDIDATES} candidates"
+    return "more than 2^31 priors" if match.pred.shape[-2] > MOST_PRIORS else None
+
+
+def _anchors_fit(match: MaxIoUMatch | ATSSMatch) -> bool:
+    """Whether anchors, what is valid of them, and objects have the shapes that the library reads."""
+    (images, objects), priors = match.present.shape, match.boxes.shape[-2]
+    if match.objects.shape != (images, objects, 4):
+        return False
+    shared = ((), (1,)) if isinstance(match, MaxIoUMatch) else ()
+    leading = {(images,), *shared}
+    if match.boxes.shape != (priors, 4) and (match.boxes.shape[-1] != 4 or match.boxes.shape[:-2] not in leading):
+        return False
+    if match.valid is not None and (match.valid.shape[-1:] != (priors,) or match.valid.shape[:-1] not in leading):
+        return False
+    return isinstance(match, MaxIoUMatch) or (sum(match.counts) == priors and min(match.counts) >= 0)
+
+
+def _aligned_fits(match: AlignedMatch) -> bool:
+    """Whether priors, predictions and objects have the shapes that the library reads."""
+    images, priors, _ = match.scores.shape
+    rows = len(match.labels)
+    return (
+        match.boxes.shape == (images, priors, 4)
+        and match.valid.shape == (images, priors)
+        and match.xy.shape in ((priors, 2), (images, priors, 2))
+        and match.region.shape == match.objects.shape == (rows, 4)
+        and rows % images == 0
+    )
+
+
+def match(match: Match) -> tuple[Tensor, ...]:
+    """What the rule finds; see :mod:`detloss.kernels.matches`."""
+    if isinstance(match, AlignedMatch):
+        return aligned.run(match)
+    return _max_iou(match) if isinstance(match, MaxIoUMatch) else _atss(match)
+
+
+def _found(match: MaxIoUMatch | ATSSMatch) -> tuple[Tensor, Tensor]:
+    """Memory for an object and a quality per prior."""
+    shape = match.objects.shape[0], match.boxes.shape[-2]
+    return fresh(*shape, dtype=torch.long), fresh(*shape)
+
+
+def _run(name: str, arguments: ctypes.Structure) -> None:
+    function: Any = getattr(library(), f"detloss_{name}")
+    function(ctypes.byref(arguments), torch.get_num_threads())
+
+
+def _max_iou(match: MaxIoUMatch) -> tuple[Tensor, Tensor, Tensor]:
+    index, quality = _found(match)
+    ignore = fresh(*index.shape, dtype=torch.bool)
+    boxes, objects, present = (x.contiguous() for x in (match.boxes, match.objects, match.present))
+    valid = None if match.valid is None else match.valid.contiguous()
+    per_image = int(boxes.ndim == 3 and len(boxes) > 1), int(valid is not None and len(valid) > 1)
+    arguments = _MaxIoU(
+        *(pointer(x) for x in (boxes, valid, objects, present, index, quality, ignore)),
+        *index.shape, objects.shape[1], *per_image, match.claims, match.last_claims,
+        match.positive, *match.negative, match.least,
+    )  # fmt: skip
+    _run("max_iou", arguments)
+    return index, quality, ignore
+
+
+def _atss(match: ATSSMatch) -> tuple[Tensor, Tensor]:
+    index, quality = _found(match)
+    boxes, objects, present = (x.contiguous() for x in (match.boxes, match.objects, match.present))
+    valid = None if match.valid is None else match.valid.contiguous()
+    counts = (ctypes.c_int64 * len(match.counts))(*match.counts)
+    arguments = _ATSS(
+        *(pointer(x) for x in (boxes, valid, objects, present)), ctypes.addressof(counts), pointer(index), pointer(quality),
+        *index.shape, objects.shape[1], len(counts), match.topk, match.memory, boxes.ndim == 3, match.margin,
+    )  # fmt: skip
+    _run("atss", arguments)
+    return index, quality
