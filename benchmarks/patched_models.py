@@ -8,16 +8,19 @@ backward of loss and assignment alone, on detached copies of what the model gave
 ratios being those of the same round. Peak memory is the high-water mark of a fresh process during its first whole step, and how
 far that is above its level before, the median of three (Linux). A framework that is not installed, or has no patch, is left out.
 
-`--json` keeps the rows of other cases that the file has, so that a long run can be made in parts.
+`--json` keeps the rows of other cases that the file has, so that a long run can be made in parts. `--record` writes the file
+that is in the repository, and the table of `docs/migration.md` from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
 import importlib.metadata
 import importlib.util
 import json
+import multiprocessing
 import platform
 import statistics
 import time
@@ -27,8 +30,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from assigners import MIB, in_fresh_process, resident, rise
+from assigners import MIB, resident, rise
 from patched_cases import CASES, Training
+from patched_page import RESULTS, write
 from torch import Tensor
 
 import detloss
@@ -37,7 +41,6 @@ from detloss.compat.patches import FRAMEWORKS
 
 SIDES = ("before", "after")
 TOLERANCE = 1e-4  # of the losses, relative
-PROCESSES = 3
 REPLAYS = 3  # of the losses per round, of which the median counts
 Calls = list[tuple[Any, str, Any, Any]]
 Row = dict[str, Any]
@@ -177,6 +180,12 @@ def peak(name: str, side: str, quick: bool, threads: int) -> tuple[int, int]:
         return rise(lambda: step(training)), resident("VmHWM")
 
 
+def in_fresh_process(work: Callable[..., Any], *arguments: object) -> Any:
+    """Result of a call in a process of its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)
+
+
 def measured(name: str, options: argparse.Namespace) -> Row:
     """All figures of a case."""
     case, times = CASES[name], timed(name, options)
@@ -195,7 +204,7 @@ def measured(name: str, options: argparse.Namespace) -> Row:
     row["share_percent"] = {side: three(values, 2) for side, values in shares.items()}
     if not options.no_memory:
         for side in SIDES:
-            found = [in_fresh_process(peak, name, side, options.quick, options.threads) for _ in range(PROCESSES)]
+            found = [in_fresh_process(peak, name, side, options.quick, options.threads) for _ in range(options.processes)]
             for what, values in zip(("rise_mib", "peak_mib"), zip(*found, strict=True), strict=True):
                 row.setdefault(what, {})[side] = round(statistics.median(values) / MIB)
     return row
@@ -237,16 +246,18 @@ def chosen(only: list[str]) -> Iterator[str]:
             yield name
 
 
-def save(path: Path, rows: list[Row], options: argparse.Namespace) -> None:
-    """Write the rows, and keep those of other cases that the file has."""
+def save(path: Path, rows: list[Row], options: argparse.Namespace) -> Row:
+    """Write the rows, and keep those of other cases that the file has; what the file holds now."""
     kept = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     by_case = {row["case"]: row for row in [*kept, *rows]}
     found = {
-        "machine": platform.machine(), "threads": options.threads, "torch": torch.__version__,
+        "date": datetime.date.today().isoformat(), "machine": platform.machine(), "threads": options.threads,
+        "torch": torch.__version__,
         "detloss": detloss.__version__, "kernels": str(kernels.backend()),
         "rows": [by_case[name] for name in CASES if name in by_case],
     }  # fmt: skip
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def main() -> None:
@@ -256,9 +267,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="parts of the names of cases")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--processes", type=int, default=3, help="in which memory is measured, per side")
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--record", action="store_true", help="into the repository: the file of results, the page about moving")
     options = parser.parse_args()
+    if options.record and (options.quick or options.no_memory):
+        parser.error("what is recorded is the whole benchmark, not --quick or --no-memory")
     torch.set_num_threads(options.threads)
     print(f"detloss {detloss.__version__}, torch {torch.__version__}, {options.threads} threads; {kernels.backend()}")
     print("before, after the patch: medians (quartiles)", flush=True)
@@ -268,6 +283,8 @@ def main() -> None:
         show(rows[-1])
         if options.json:
             save(options.json, rows, options)
+        if options.record:
+            write(save(RESULTS, rows, options))
 
 
 if __name__ == "__main__":

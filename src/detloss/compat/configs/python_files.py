@@ -141,9 +141,10 @@ class _Reader:
 
     def _entry(self, node: ast.Attribute | ast.Subscript) -> Any:
         """``model.backbone`` of a dict, which mmengine reads as ``model["backbone"]``, or an element of a list."""
-        holder = self.value(node.value)
-        key = node.attr if isinstance(node, ast.Attribute) else self.value(node.slice)
-        if isinstance(holder, (dict, list, tuple) if isinstance(node, ast.Subscript) else dict):
+        holder: Any = self.value(node.value)
+        key: Any = node.attr if isinstance(node, ast.Attribute) else self.value(node.slice)
+        kinds: tuple[type, ...] = (dict,) if isinstance(node, ast.Attribute) else (dict, list, tuple)
+        if isinstance(holder, kinds):
             try:
                 return holder[key]
             except (KeyError, IndexError, TypeError):
