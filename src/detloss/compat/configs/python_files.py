@@ -144,7 +144,8 @@ class _Reader:
         holder: Any = self.value(node.value)
         key: Any = node.attr if isinstance(node, ast.Attribute) else self.value(node.slice)
         kinds: tuple[type, ...] = (dict,) if isinstance(node, ast.Attribute) else (dict, list, tuple)
-        if isinstance(holder, kinds):
+        has_entries = isinstance(holder, kinds)
+        if has_entries:
             try:
                 return holder[key]
             except (KeyError, IndexError, TypeError):
