@@ -97,12 +97,14 @@ def _pairs_of_classes() -> Iterator[Pair]:
     weighted: dict[str, Any] = {"class_weight": PER_CLASS, "label_smoothing": 0.2}
     call = {"op": "binary_cross_entropy", "numbers": (0.2,), "class_weight": PER_CLASS}
     yield from _class_pairs("bce-options", F.binary_cross_entropy_loss, True, weighted, call, "id")
-    for beta, kinds in ((2.0, "sdSD"), (1.5, "sd")):
+    for beta, kinds in ((2.0, "sdSD"), (1.5, "sd"), (0.0, "sd")):
         call = {"op": "quality_focal", "numbers": (beta,)}
         yield from _class_pairs("qfl", F.quality_focal_loss, True, {"beta": beta}, call, kinds)
     for by_quality, kinds in ((True, "sdS"), (False, "sd")):
         call = {"op": "varifocal", "numbers": (0.75, 2.0, float(by_quality))}
         yield from _class_pairs("vfl", F.varifocal_loss, True, {"iou_weighted": by_quality}, call, kinds)
+    call = {"op": "varifocal", "numbers": (0.75, 0.0, 1.0)}
+    yield from _class_pairs("vfl-0", F.varifocal_loss, True, {"gamma": 0.0}, call, "sd")
     yield from _class_pairs("ce", F.cross_entropy_loss, False, {}, {"op": "cross_entropy", "numbers": (0.0,)}, "idID")
     call = {"op": "cross_entropy", "numbers": (0.2,), "class_weight": PER_CLASS}
     yield from _class_pairs("ce-options", F.cross_entropy_loss, False, weighted, call, "idI")

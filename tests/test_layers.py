@@ -20,6 +20,7 @@ THIRD_PARTY = {"kernels": {"torch", "triton"}}  # train: what its extra declares
 # Imported where they are used, inside a function, with an error that says what to install.
 LAZILY = {
     "assigners/hungarian.py": {"scipy"},
+    "compat/autotimm/__init__.py": {"autotimm"},
     "compat/configs/files.py": {"yaml"},
     "criteria/explain.py": {"matplotlib"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +92,7 @@ def test_arguments_of_ultralytics_say_classes_and_bins(tmp_path: Path) -> None:
     path = tmp_path / "args.json"
     path.write_text(json.dumps({**YOLO_ARGS, "nc": 4}))
     assert from_ultralytics(path).criterion.num_classes == 4
+    assert from_ultralytics(SimpleNamespace(box=5.0), num_classes=2).criterion.weights["loss_box"] == 5  # as model.args
     assert from_ultralytics(dict(nc=4, bxo=7.5)).unknown == ("bxo",)
     with pytest.raises(ValueError, match="Did you mean 'box'"):
         from_ultralytics(dict(nc=4, bxo=7.5), strict=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from compat import mmdet_configs as C
 
-from detloss.compat.configs import ConfigFileError, from_mmdet, load_config
+import detloss
+from detloss.compat.configs import ConfigFileError, criterion_config, from_mmdet, load_config
 from detloss.compat.configs.python_files import evaluate
 
 BASE = '''"""Model."""
@@ -78,6 +79,59 @@ def test_what_python_files_may_say() -> None:
     }  # fmt: skip
 
 
+def test_what_the_data_sections_of_mmdet_say_is_read(tmp_path: Path) -> None:
+    text = (
+        "root = 'data/coco/'\nfile = root + 'annotations/a.json'\nsteps = [1] * 2 + [*(3, 4)]\nhead = dict(strides=[8, 16])\n"
+        "stride, again = head['strides'][-1], head.strides\nname = f'{root}{stride}'\nempty = [0] * -1\n"
+    )
+    found = evaluate(text, "f.py")
+    assert (found["file"], found["steps"]) == ("data/coco/annotations/a.json", [1, 1, 3, 4])
+    assert (found["stride"], found["again"], found["name"], found["empty"]) == (16, [8, 16], "data/coco/16", [])
+
+
+DATA_SET = """# what the files of most detectors inherit besides a model
+dataset_type = 'CocoDataset'
+data_root = 'data/coco/'
+backend_args = None
+train_pipeline = [dict(type='LoadImageFromFile', backend_args=backend_args), dict(type='PackDetInputs')]
+train_dataloader = dict(
+    batch_size=2, dataset=dict(type=dataset_type, data_root=data_root, ann_file='train.json', pipeline=train_pipeline))
+val_evaluator = dict(type='CocoMetric', ann_file=data_root + 'annotations/val.json', metric=['bbox', 'segm'])
+"""
+
+
+@pytest.mark.parametrize(("kind", "config"), [
+    ("FCOSLoss", {"type": "FCOS", "bbox_head": C.FCOS}),
+    ("ATSSLoss", {"type": "ATSS", "bbox_head": C.ATSS, "train_cfg": C.ATSS_TRAIN}),
+    ("GFLLoss", {"type": "GFL", "bbox_head": C.GFL, "train_cfg": C.ATSS_TRAIN}),
+    ("YOLOXLoss", {"type": "YOLOX", "bbox_head": C.YOLOX, "train_cfg": {"assigner": {"type": "SimOTAAssigner"}}}),
+])  # fmt: skip
+def test_a_model_beside_a_data_set(tmp_path: Path, kind: str, config: dict[str, object]) -> None:
+    (tmp_path / "model.py").write_text(f"model = {config!r}\n")
+    (tmp_path / "data.py").write_text(DATA_SET)
+    mine = "_base_ = ['model.py', 'data.py']\nmodel = dict(_scope_='mmdet', bbox_head=dict(num_classes=7))\ndata_root = 'mine/'\n"
+    (tmp_path / "mine.py").write_text(mine + "train_dataloader = dict(dataset=dict(data_root=data_root))\n")
+    found = from_mmdet(tmp_path / "mine.py", strict=True)
+    assert type(found.criterion).__name__ == kind and found.criterion.num_classes == 7
+    assert {"train_dataloader", "val_evaluator", "model._scope_"} <= set(found.ignored)
+    again = detloss.build(found.to_config())
+    assert type(again) is type(found.criterion) and criterion_config(again) == found.to_config()
+
+
+def test_a_file_reads_what_it_inherits(files: Path) -> None:
+    config = load_config(files)
+    own = files.parent / "own.py"
+    own.write_text(
+        "_base_ = ['./child.py']\nhead = _base_.model.bbox_head\nepochs = {{_base_.max_epochs}} * 2\n"
+        "model = dict(neck=dict(anchors=_base_['model']['bbox_head']['anchor_generator']))\n"
+    )
+    found = load_config(own)
+    assert (found["head"], found["epochs"]) == (config["model"]["bbox_head"], 24)
+    assert found["model"]["neck"]["anchors"] == config["model"]["bbox_head"]["anchor_generator"]
+    assert load_config(files) == config and "_base_" not in found
+    assert from_mmdet(own, strict=True).criterion.loss_cls.gamma == 1.5
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -87,14 +141,26 @@ def test_what_python_files_may_say() -> None:
         ("x = __import__('os').system('true')", "a literal, dict"),
         ("x = [i for i in range(3)]", "a literal, dict"),
         ("x = (lambda: 1)()", "a literal, dict"),
-        ("x = f'{1}'", "a literal, dict"),
+        ("x = f'{1:03d}'", "without formats"),
+        ("x = f'{ok!r}'", "without formats"),
+        ("x = f'{[1]}'", "of strings and numbers"),
         ("x = 1 if True else 2", "a literal, dict"),
-        ("x = {'a': 1}['a']", "a literal, dict"),
-        ("x = model.bbox_head", "a literal, dict"),
+        ("x = {'a': 1}['b']", "no entry 'b'"),
+        ("x = {'a': 1}[[]]", "no entry"),
+        ("x = [1][1]", "no entry 1"),
+        ("x = [1].append", "no entry 'append'"),
+        ("x = ok.real", "no entry 'real'"),
+        ("x = dict(a=1).items()", "a literal, dict"),
+        ("x = model.bbox_head", "a name assigned before"),
+        ("x = [*ok]", "a list after"),
         ("x = dict([('a', 1)])", "a literal, dict"),
         ("x = undefined", "a name assigned before"),
-        ("x = [0] * 1000000000", "numbers only"),
-        ("x = 'a' + 'b'", "numbers only"),
+        ("x = [0] * 1000000000", "up to 100000 elements"),
+        ("x = 'a' * 100000 + 'b'", "up to 100000 elements"),
+        ("x = 'a' + 1", "joined with their like"),
+        ("x = [1] + (2,)", "joined with their like"),
+        ("x = 'a' % 1", "joined with their like"),
+        ("x = {} + {}", "numbers only"),
         ("x = 9 ** 9 ** 9", "powers go up to"),
         ("x = 1 / 0", "cannot be computed"),
         ("x = float('one')", "expected a number"),

@@ -177,6 +177,38 @@ def test_custom_regression_ranges() -> None:
     assert default["cls_loss"] > 0.25 * 100 * 49 / 65  # by default P3 takes 7 × 7 locations, each missed by a logit of 100
 
 
+def test_usage_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    timm = pytest.importorskip("timm")
+    pytest.importorskip("autotimm")
+    create = timm.create_model  # a small one, with random weights
+    monkeypatch.setattr(timm, "create_model", lambda _, **options: create("test_resnet", **{**options, "pretrained": False}))
+    from detloss.compat.autotimm import ObjectDetector
+
+    model = ObjectDetector(
+        backbone="resnet50",
+        num_classes=80,
+        # Loss configuration
+        focal_alpha=0.25,
+        focal_gamma=2.0,
+        cls_loss_weight=1.0,
+        reg_loss_weight=1.0,
+        centerness_loss_weight=1.0,
+    )
+
+    loss = model.focal_loss(torch.zeros(1, 80), torch.tensor([3]))  # the sum over classes, at a probability of 1/2
+    assert loss.item() == pytest.approx((0.25 + 79 * 0.75) * math.log(2) / 4, rel=1e-5)
+    assert (model.cls_loss_weight, model.reg_loss_weight, model.centerness_loss_weight) == (1.0, 1.0, 1.0)
+
+
+def test_what_neither_has_is_an_error() -> None:
+    import detloss.compat.autotimm as module
+
+    with pytest.raises(AttributeError, match=r"no attribute 'NoSuchTask'|install autotimm itself"):
+        _ = module.NoSuchTask
+    with pytest.raises(AttributeError, match="no attribute '_private'"):
+        _ = module._private
+
+
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (1.0, 2.0, 1.0), (2.0, 1.0, 1.0), (1.0, 1.0, 2.0), (1.0, 2.0, 0.5)])
 def test_loss_weight_tuning(weights: tuple[float, float, float]) -> None:
     from detloss.compat.autotimm import FCOSLoss

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from detloss.compat.patches.ultralytics_detr import in_their_words, rtdetr_losses
+from detloss.compat.patches.ultralytics_detr import objects_of_queries, rtdetr_targets
 from detloss.criteria.base import Criterion
 from detloss.criteria.detr import DETRLoss
 from detloss.criteria.levels import map_sizes
@@ -21,6 +21,7 @@ from detloss.types import LossDict, Target
 __all__ = ["FITS", "DETRCriterion", "YOLOCriterion", "objects_by_image"]
 
 TERMS = {"box_loss": "loss_box", "cls_loss": "loss_cls", "dfl_loss": "loss_dfl"}
+DETR_TERMS = {"class": "loss_cls", "bbox": "loss_box", "giou": "loss_iou"}
 GAINS = {"box": "box_weight", "cls": "cls_weight", "dfl": "dfl_weight"}
 
 
@@ -71,6 +72,41 @@ class DETRCriterion:
         losses = rtdetr_losses(on_device_of(self.criterion, preds[0]), preds, batch, **denoising)
         self.last_losses = detached(losses)
         return in_their_words(losses, denoising.get("dn_meta") is not None)
+
+
+def rtdetr_losses(
+    criterion: DETRLoss,
+    preds: tuple[Tensor, Tensor],
+    batch: Mapping[str, Any],
+    dn_bboxes: Tensor | None = None,
+    dn_scores: Tensor | None = None,
+    dn_meta: Mapping[str, Any] | None = None,
+) -> LossDict:
+    """The criterion of all decoder layers ``preds`` (boxes ``[L, B, Q, 4]``, scores ``[L, B, Q, C]``) and denoising layers."""
+    boxes, scores = preds
+    layers = list(zip(scores, boxes, strict=True))
+    denoising: dict[str, Any] = {}
+    if dn_meta is not None and dn_scores is not None and dn_bboxes is not None:
+        index = objects_of_queries(dn_meta, batch["gt_groups"], dn_scores)
+        denoising = {"dn_outputs": list(zip(dn_scores, dn_bboxes, strict=True)), "dn_gt_index": index}
+    losses: LossDict = criterion(*layers[-1], rtdetr_targets(batch), layers[:-1], **denoising)
+    return losses
+
+
+def in_their_words(losses: LossDict, denoising: bool) -> dict[str, Tensor]:
+    """Terms by their names: last layer, sum of the others, and the same of the denoising layers."""
+    found: dict[str, Tensor] = {}
+    nothing = next(iter(losses.values())).detach() * 0
+    last = str(sum(key.startswith("loss_cls_dn_") for key in losses) - 1)
+    for kind in ("", "_dn"):
+        for layer in ("", "_aux"):
+            for theirs, name in DETR_TERMS.items():
+                keys = [key for key in losses if key.startswith(name) and ("_dn_" in key) == bool(kind)]
+                plain = name if not kind else f"{name}_dn_{last}"
+                own = [key for key in keys if (key == plain) == (not layer)]
+                terms = [losses[key] for key in own] if denoising or not kind else []
+                found[f"loss_{theirs}{layer}{kind}"] = torch.stack(terms).sum() if terms else nothing
+    return found
 
 
 def objects_by_image(batch: Mapping[str, Any], images: int, side: tuple[float, float], device: torch.device) -> list[Target]:

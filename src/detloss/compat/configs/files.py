@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detloss.compat.configs.python_files import ConfigFileError, evaluate
+from detloss.compat.configs.python_files import BASE, ConfigFileError, Inherit, evaluate
 
 __all__ = ["load_config"]
 
-BASE, DELETE = "_base_", "_delete_"
+DELETE = "_delete_"
 SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 
@@ -19,8 +19,9 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """The configuration in a file of mmdet, visdet or ultralytics, with what it inherits.
 
     Nothing is executed. In a ``.py`` file every statement assigns a literal, ``dict()``, ``list()``, ``tuple()``, ``float()``, a
-    name assigned before, or arithmetic on numbers. ``_base_`` names files to inherit from, relative to this one: dicts are
-    merged key by key, ``_delete_=True`` in a dict replaces the inherited one, everything else is replaced.
+    name assigned before or an entry of it, an f-string, arithmetic on numbers, or sequences joined by ``+``. ``_base_`` names
+    files to inherit from, relative to this one: dicts are merged key by key, ``_delete_=True`` in a dict replaces the
+    inherited one, everything else is replaced. ``_base_.model`` and ``{{_base_.model}}`` are what was inherited.
 
     Args:
         path: a ``.py``, ``.json``, ``.yaml`` or ``.yml`` file.
@@ -36,20 +37,26 @@ def _load(path: Path, inheriting: tuple[Path, ...]) -> dict[str, Any]:
     own = path.resolve()
     if own in inheriting:
         raise ConfigFileError(f"{path}:1: inherits itself by {BASE}: {' → '.join(p.name for p in (*inheriting, own))}")
-    values = _read(path)
-    bases = values.pop(BASE, [])
-    bases = [bases] if isinstance(bases, str) else bases
-    if not isinstance(bases, (list, tuple)) or not all(isinstance(base, str) for base in bases):
-        raise ConfigFileError(f"{path}:1: {BASE} must be a path or a list of paths; got {bases!r}")
     inherited: dict[str, Any] = {}
-    for base in bases:
-        if "::" in base:
-            raise ConfigFileError(f"{path}:1: {BASE} must be a path relative to this file; got {base!r}, which is in a package")
-        found = _load(path.parent / base, (*inheriting, own))
-        twice = sorted(set(found) & set(inherited))
-        if twice:
-            raise ConfigFileError(f"{path}:1: two files of {BASE} assign {', '.join(twice)}")
-        inherited.update(found)
+
+    def inherit(bases: Any) -> dict[str, Any]:
+        bases = [bases] if isinstance(bases, str) else bases
+        if not isinstance(bases, (list, tuple)) or not all(isinstance(base, str) for base in bases):
+            raise ConfigFileError(f"{path}:1: {BASE} must be a path or a list of paths; got {bases!r}")
+        for base in bases:
+            if "::" in base:
+                raise ConfigFileError(
+                    f"{path}:1: {BASE} must be a path relative to this file; got {base!r}, which is in a package"
+                )
+            found = _load(path.parent / base, (*inheriting, own))
+            twice = sorted(set(found) & set(inherited))
+            if twice:
+                raise ConfigFileError(f"{path}:1: two files of {BASE} assign {', '.join(twice)}")
+            inherited.update(found)
+        return inherited
+
+    values = _read(path, inherit)
+    values.pop(BASE, None)
     return merged(inherited, values, str(path))
 
 
@@ -71,7 +78,7 @@ def merged(base: Mapping[str, Any], own: Mapping[str, Any], where: str) -> dict[
     return result
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, inherit: Inherit) -> dict[str, Any]:
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigFileError(f"{path}: expected a file that ends in {', '.join(SUFFIXES)}; got {path.suffix or 'no ending'!r}")
     try:
@@ -81,10 +88,12 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigFileError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
     if path.suffix.lower() == ".py":
-        return evaluate(text, str(path))
+        return evaluate(text, str(path), inherit)
     values = _json(text, path) if path.suffix.lower() == ".json" else _yaml(text, path)
     if not isinstance(values, dict):
         raise ConfigFileError(f"{path}:1: expected a mapping of options; got {type(values).__name__}")
+    if BASE in values:
+        inherit(values[BASE])
     return values
 
 

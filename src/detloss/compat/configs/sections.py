@@ -14,7 +14,7 @@ ARCHITECTURE_NAMES = """
     act_cfg as_two_stage avg_pool backbone bbox_roi_extractor batch_augments
     cls_predictor_cfg conv_bias conv_cfg conv_kernel_size conv_out_channels conv_to_res data_preprocessor dcn_on_last_conv
     debug decoder deform_groups dn_cfg embed_dims encoder feat_channels fc_out_channels fp16 frozen_stages group
-    in_channels in_index init_cfg input_img_h input_img_w layer_cfg mask_roi_extractor neck norm_cfg
+    _scope_ in_channels in_index init_cfg input_img_h input_img_w layer_cfg mask_roi_extractor neck norm_cfg
     norm_eval num_cls_convs num_cls_fcs num_convs num_feature_levels num_fcs num_pred_layer num_query num_queries
     num_reg_convs num_reg_fcs num_shared_convs num_shared_fcs out_channels positional_encoding pred_kernel_size
     predict_box_type predictor_cfg pretrained reg_predictor_cfg roi_feat_size share_pred_layer shared_head

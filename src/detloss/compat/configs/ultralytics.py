@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from detloss.compat.configs.files import load_config
@@ -29,7 +30,7 @@ NOT_THE_LOSS = """
 
 
 def from_ultralytics(
-    args: Mapping[str, Any] | str | Path,
+    args: Mapping[str, Any] | SimpleNamespace | str | Path,
     *,
     num_classes: int | None = None,
     strict: bool = False,
@@ -42,7 +43,7 @@ def from_ultralytics(
     ``YOLOv8Loss.preset("ultralytics")``: terms times the images of the batch, divided by the scores of this rank.
 
     Args:
-        args: a dict, or a file such as the ``args.yaml`` of a run.
+        args: a dict, a namespace such as ``model.args``, or a file such as the ``args.yaml`` of a run.
         num_classes: number of classes, where the arguments do not say.
         strict: raise when an argument is unknown or cannot be kept.
         **options: further options of :class:`detloss.YOLOv8Loss`, such as ``strides``.
@@ -57,8 +58,9 @@ def from_ultralytics(
     (('box', 'cls', 'dfl'), ('lr0',))
     """
     values = load_config(args) if isinstance(args, (str, Path)) else args
+    values = vars(values) if isinstance(values, SimpleNamespace) else values
     if not isinstance(values, Mapping):
-        raise TypeError(f"from_ultralytics: expected a dict or the path of a file; got {type(args).__name__}")
+        raise TypeError(f"from_ultralytics: expected a dict, a namespace or the path of a file; got {type(args).__name__}")
     log = ConfigLog()
     section = Section(values, "", log)
     task = section.get("task", "detect")

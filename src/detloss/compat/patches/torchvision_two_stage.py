@@ -24,6 +24,7 @@ __all__ = ["anchor_targets", "box_losses", "keypoint_loss", "mask_loss", "propos
 Function = Callable[..., Any]
 Targets = Sequence[dict[str, Tensor]]
 BETA = 1 / 9
+MASKS_AT_ONCE = 8
 NOT_SAMPLED = -1  # label of anchors and proposals that count neither way
 
 
@@ -101,6 +102,17 @@ def box_losses(original: Function) -> Function:
 
 def mask_loss(original: Function) -> Function:
     """``maskrcnn_loss``: the masks of an image are never turned into numbers all at once."""
+    from torchvision.ops import roi_align
+
+    def crops_of(masks: Tensor, boxes: Tensor, index: Tensor, size: int) -> Tensor:
+        if boxes.device.type != "cpu":  # where to look for the boxes of a few objects would make the host wait
+            return crop_masks(masks, boxes, index, size).clamp(0, 1)
+        crops = boxes.new_empty(len(boxes), size, size)
+        for start in range(0, len(masks), MASKS_AT_ONCE):
+            own = ((index >= start) & (index < start + MASKS_AT_ONCE)).nonzero().squeeze(1)
+            regions = torch.cat((index[own, None].to(boxes) - start, boxes[own]), 1)
+            crops[own] = roi_align(masks[start : start + MASKS_AT_ONCE, None].to(boxes), regions, (size, size), 1.0)[:, 0]
+        return crops.clamp_(0, 1)
 
     def maskrcnn_loss(
         mask_logits: Tensor,
@@ -111,7 +123,7 @@ def mask_loss(original: Function) -> Function:
     ) -> Tensor:
         size = mask_logits.shape[-1]
         parts = list(zip(gt_masks, proposals, mask_matched_idxs, strict=True))
-        crops = torch.cat([crop_masks(masks, boxes, index, size) for masks, boxes, index in parts]).clamp(0, 1)
+        crops = torch.cat([crops_of(masks, boxes, index, size) for masks, boxes, index in parts])
         labels = torch.cat([own[index] for own, index in zip(gt_labels, mask_matched_idxs, strict=True)])
         return mask_bce_loss(own_class_rows(mask_logits, labels - 1, "first"), crops)
 

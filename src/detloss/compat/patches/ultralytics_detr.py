@@ -9,17 +9,20 @@ import torch
 from torch import Tensor
 
 from detloss.assigners.hungarian import HungarianAssigner
-from detloss.criteria.detr import DETRLoss
-from detloss.types import LossDict, Target
+from detloss.checks import upcast
+from detloss.compat.patches.detr_layers import Truth, class_labels, match_layers, matched_iou, pair_terms
+from detloss.functional.quality import varifocal_loss
+from detloss.types import Target
 
-__all__ = ["detr_loss", "in_their_words", "rtdetr_losses", "rtdetr_targets"]
+__all__ = ["detr_loss", "objects_of_queries", "rtdetr_targets"]
 
 Function = Callable[..., Any]
-TERMS = {"class": "loss_cls", "bbox": "loss_box", "giou": "loss_iou"}
+KINDS = ("class", "bbox", "giou")
+SMALLEST_QUALITY = 1e-30  # of a pair that does not overlap: 0 would make a negative of it
 
 
 def detr_loss(original: Function) -> Function:
-    """``RTDETRDetectionLoss.forward``: all layers matched in one call, no table of all queries with the objects of all images."""
+    """``RTDETRDetectionLoss.forward``: all layers at once, no table of all queries with the objects of all images."""
 
     def forward(
         self: Any,
@@ -29,34 +32,32 @@ def detr_loss(original: Function) -> Function:
         dn_scores: Tensor | None = None,
         dn_meta: Mapping[str, Any] | None = None,
     ) -> dict[str, Tensor]:
-        criterion = _criterion(self)
+        assigner = _assigner(self)
         # Without any object they charge another loss of the classes.
-        if criterion is None or not sum(batch["gt_groups"]):
+        if assigner is None or not sum(batch["gt_groups"]):
             found: dict[str, Tensor] = original(self, preds, batch, dn_bboxes, dn_scores, dn_meta)
             return found
-        losses = rtdetr_losses(criterion, preds, batch, dn_bboxes, dn_scores, dn_meta)
-        return in_their_words(losses, dn_meta is not None)
+        boxes, scores = (upcast(x) for x in preds)
+        truth = Truth.of([{"boxes": t["boxes"], "class_labels": t["labels"]} for t in rtdetr_targets(batch)], boxes)
+        terms = _layers(self, boxes, scores, match_layers(assigner, scores, boxes, truth), truth)
+        if dn_meta is None or dn_scores is None or dn_bboxes is None:
+            return terms | {f"{name}_dn": torch.zeros_like(term) for name, term in terms.items()}
+        index = objects_of_queries(dn_meta, batch["gt_groups"], dn_scores).expand(len(dn_scores), -1, -1)
+        denoising = _layers(self, upcast(dn_bboxes), upcast(dn_scores), index, truth)
+        return terms | {f"{name}_dn": term for name, term in denoising.items()}
 
     return forward
 
 
-def rtdetr_losses(
-    criterion: DETRLoss,
-    preds: tuple[Tensor, Tensor],
-    batch: Mapping[str, Any],
-    dn_bboxes: Tensor | None = None,
-    dn_scores: Tensor | None = None,
-    dn_meta: Mapping[str, Any] | None = None,
-) -> LossDict:
-    """The criterion of all decoder layers ``preds`` (boxes ``[L, B, Q, 4]``, scores ``[L, B, Q, C]``) and denoising layers."""
-    boxes, scores = preds
-    layers = list(zip(scores, boxes, strict=True))
-    denoising: dict[str, Any] = {}
-    if dn_meta is not None and dn_scores is not None and dn_bboxes is not None:
-        index = _objects_of_queries(dn_meta, batch["gt_groups"], dn_scores)
-        denoising = {"dn_outputs": list(zip(dn_scores, dn_bboxes, strict=True)), "dn_gt_index": index}
-    losses: LossDict = criterion(*layers[-1], rtdetr_targets(batch), layers[:-1], **denoising)
-    return losses
+def _assigner(loss: Any) -> HungarianAssigner | None:
+    """The assigner with the settings of their matcher; ``None`` where they have no counterpart."""
+    matcher = loss.matcher
+    if not (loss.fl and loss.vfl and loss.aux_loss) or loss.use_uni_match or type(matcher).__name__ != "HungarianMatcher":
+        return None
+    if not matcher.use_fl:
+        return None
+    costs = matcher.cost_gain
+    return HungarianAssigner("focal", costs["class"], costs["bbox"], costs["giou"], alpha=matcher.alpha, gamma=matcher.gamma)
 
 
 def rtdetr_targets(batch: Mapping[str, Any]) -> list[Target]:
@@ -66,27 +67,24 @@ def rtdetr_targets(batch: Mapping[str, Any]) -> list[Target]:
     return [{"boxes": boxes, "labels": labels} for boxes, labels in parts]
 
 
-def _criterion(loss: Any) -> DETRLoss | None:
-    """The criterion with the settings of theirs; ``None`` for settings without a counterpart."""
-    matcher = loss.matcher
-    if not (loss.fl and loss.vfl and loss.aux_loss) or loss.use_uni_match or type(matcher).__name__ != "HungarianMatcher":
-        return None
-    if not matcher.use_fl:
-        return None
-    costs, gains = matcher.cost_gain, loss.loss_gain
-    return DETRLoss.preset(
-        "ultralytics",
-        num_classes=loss.nc,
-        target_format="cxcywh_normalized",
-        loss_cls={"type": "MatchedVarifocalLoss", "alpha": loss.vfl.alpha, "gamma": loss.vfl.gamma, "constant_factor": False},
-        assigner=HungarianAssigner(
-            "focal", costs["class"], costs["bbox"], costs["giou"], alpha=matcher.alpha, gamma=matcher.gamma
-        ),
-        weights={name: gains[theirs] for theirs, name in TERMS.items()},
-    )
+def _layers(loss: Any, boxes: Tensor, scores: Tensor, index: Tensor, truth: Truth) -> dict[str, Tensor]:
+    """Terms of the last layer and of the others together, of matched layers ``[L, B, Q, …]``, by their names."""
+    pairs = (index[-1] >= 0).sum().clamp(min=1).to(boxes.dtype)  # as many in every layer
+    labels = class_labels(index, truth, loss.nc)
+    quality = torch.where(index >= 0, matched_iou(boxes.detach(), index, truth).clamp(SMALLEST_QUALITY, 1), 0.0)
+    distance, shared = pair_terms(boxes, index, truth)
+    found = {}
+    for suffix, layers in (("", slice(-1, None)), ("_aux", slice(None, -1))):
+        target = labels[layers].flatten(), quality[layers].flatten()
+        options = {"alpha": loss.vfl.alpha, "gamma": loss.vfl.gamma, "reduction": "sum"}
+        classes = varifocal_loss(scores[layers].flatten(0, 2), target, **options)
+        terms = classes, distance[layers].sum(), shared[layers].sum()
+        for kind, term in zip(KINDS, terms, strict=True):
+            found[f"loss_{kind}{suffix}"] = term * (loss.loss_gain[kind] / pairs)
+    return found
 
 
-def _objects_of_queries(meta: Mapping[str, Any], groups: Sequence[int], scores: Tensor) -> Tensor:
+def objects_of_queries(meta: Mapping[str, Any], groups: Sequence[int], scores: Tensor) -> Tensor:
     """``[B, N]`` object of its image that each denoising query reconstructs; −1 for those that should find nothing."""
     index = torch.full(scores.shape[1:3], -1, dtype=torch.long, device=scores.device)
     start = 0
@@ -94,19 +92,3 @@ def _objects_of_queries(meta: Mapping[str, Any], groups: Sequence[int], scores: 
         index[image, place.to(index.device)] = (objects.to(index.device) - start).repeat(meta["dn_num_group"])
         start += groups[image]
     return index
-
-
-def in_their_words(losses: LossDict, denoising: bool) -> dict[str, Tensor]:
-    """Terms by their names: last layer, sum of the others, and the same of the denoising layers."""
-    found: dict[str, Tensor] = {}
-    nothing = next(iter(losses.values())).detach() * 0
-    last = str(sum(key.startswith("loss_cls_dn_") for key in losses) - 1)
-    for kind in ("", "_dn"):
-        for layer in ("", "_aux"):
-            for theirs, name in TERMS.items():
-                keys = [key for key in losses if key.startswith(name) and ("_dn_" in key) == bool(kind)]
-                plain = name if not kind else f"{name}_dn_{last}"
-                own = [key for key in keys if (key == plain) == (not layer)]
-                terms = [losses[key] for key in own] if denoising or not kind else []
-                found[f"loss_{theirs}{layer}{kind}"] = torch.stack(terms).sum() if terms else nothing
-    return found

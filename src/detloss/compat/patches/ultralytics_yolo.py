@@ -41,10 +41,10 @@ def detection_loss(original: Function) -> Function:
         image, prior = found.positive.nonzero(as_tuple=True)
         quality = torch.zeros_like(points.stride).expand_as(found.gt_index) if found.quality is None else found.quality
         score, total = quality[image, prior], quality.sum().clamp(min=1)
-        objects = matched_rows(truth.boxes, found)
+        matched = truth.boxes[image, found.gt_index[image, prior]]
         stride = points.stride[prior, None]
         own = upcast(bins.transpose(1, 2)[image, prior])
-        pred, true = expected_distance(own), box_to_distance(points.xy[prior], objects[image, prior]) / stride
+        pred, true = expected_distance(own), box_to_distance(points.xy[prior], matched) / stride
         labels = matched_labels(truth, found, self.nc)
         terms = (
             ciou_loss(_around_point(pred), _around_point(true), weight=score, avg_factor=total),
@@ -54,6 +54,8 @@ def detection_loss(original: Function) -> Function:
         )
         loss = torch.stack([term * float(getattr(self.hyp, gain)) for term, gain in zip(terms, GAINS, strict=True)])
         steps = points.stride.unsqueeze(1)
+        objects = matched.new_zeros(*found.gt_index.shape, 4)
+        objects[image, prior] = matched
         assigned = (found.positive, found.gt_index.clamp(min=0), objects, points.xy / steps, steps)
         return assigned, loss, dict(zip(self.loss_names, loss.detach(), strict=False))
 

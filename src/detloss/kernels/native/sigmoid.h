@@ -54,9 +54,9 @@ template <int OP, int G, bool GRAD> constexpr Loops loops() {
 static const Loops LOOPS[3][3][2] = {
     {{loops<0, 0, false>(), loops<0, 0, true>()}, {loops<0, 2, false>(), loops<0, 2, true>()},
      {loops<0, -1, false>(), loops<0, -1, true>()}},
-    {{loops<1, -1, false>(), loops<1, -1, true>()}, {loops<1, 2, false>(), loops<1, 2, true>()},
+    {{loops<1, 0, false>(), loops<1, 0, true>()}, {loops<1, 2, false>(), loops<1, 2, true>()},
      {loops<1, -1, false>(), loops<1, -1, true>()}},
-    {{loops<2, -1, false>(), loops<2, -1, true>()}, {loops<2, 2, false>(), loops<2, 2, true>()},
+    {{loops<2, 0, false>(), loops<2, 0, true>()}, {loops<2, 2, false>(), loops<2, 2, true>()},
      {loops<2, -1, false>(), loops<2, -1, true>()}},
 };
 
