@@ -1,0 +1,76 @@
+"""The command lines of losses.py and assigners.py: one suite, printed, and written as JSON where asked."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import machine
+import memory
+import torch
+from measure import Entry, Settings, cpu_seconds, measure, show
+
+__all__ = ["BUDGET", "SUITES", "chosen", "main", "measured"]
+
+SUITES = ("losses", "assigners")
+# Seconds for the rounds of a case, least and most rounds, weighings.
+BUDGET = {"tiny": (0.05, (2, 3), 1), "quick": (1.0, (5, 15), 1), "full": (10.0, (7, 25), 3)}
+
+
+def chosen(entries: list[Entry], only: list[str]) -> list[Entry]:
+    """The cases whose names begin with one of ``only``, upper or lower case; all where there is none.
+
+    Raises:
+        SystemExit: a beginning that no case has.
+    """
+    keys = [entry.key.lower() for entry in entries]
+    unknown = [word for word in only if not any(key.startswith(word.lower()) for key in keys)]
+    if unknown:
+        raise SystemExit(f"no case begins with {', '.join(unknown)}; there are {', '.join(entry.key for entry in entries)}")
+    beginnings = tuple(word.lower() for word in only)
+    return [entry for entry, key in zip(entries, keys, strict=True) if not only or key.startswith(beginnings)]
+
+
+def settings(suite: str, size: str, rounds: int | None, weigh: bool = True) -> Settings:
+    """How a suite is measured on the CPU."""
+    budget, bounds, weighings = BUDGET[size]
+    threads = torch.get_num_threads()
+
+    def peak(key: str, name: str) -> int | None:
+        return memory.peak(suite, key, name, size, threads)
+
+    return Settings(rounds, budget, bounds, cpu_seconds, peak if weigh else None, weighings)
+
+
+def measured(suite: str, size: str, only: list[str], how: Settings) -> list[dict[str, Any]]:
+    """The rows of a suite, printed one after the other."""
+    rows = []
+    for entry in chosen(importlib.import_module(suite).entries(size), only):
+        torch.manual_seed(0)
+        rows.append(measure(suite, entry, how))
+        show(rows[-1])
+    return rows
+
+
+def main(suite: str, about: str | None) -> None:
+    """Measure one suite."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], help="beginnings of the names of cases")
+    parser.add_argument("--rounds", type=int, help="instead of as many as fit into the time of a case")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--small", "--quick", action="store_true", help="sizes for a quick look")
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    memory.start()
+    torch.set_num_threads(given.threads)
+    size = "quick" if given.small else "full"
+    about_here = machine.description()
+    print(f"detloss {about_here['versions']['detloss']}, torch {about_here['versions']['torch']}, {given.threads} threads")
+    result = {**about_here, "rows": measured(suite, size, given.only, settings(suite, size, given.rounds))}
+    if suite == "assigners" and not given.only:
+        result["crowds"] = importlib.import_module(suite).crowds(given.small, given.threads)
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
