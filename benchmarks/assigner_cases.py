@@ -74,7 +74,11 @@ def _stacked(per_image: Callable[[Any], Tensor | tuple[Tensor, ...]], items: lis
 
 def atss(of: Scene) -> Case:
     """ATSS; no package has it alone."""
-    anchors, targets, assigner = anchors_of(of.height, of.width), objects(of.images, of.count, of.height, of.width), ATSSAssigner()
+    anchors, targets, assigner = (
+        anchors_of(of.height, of.width),
+        objects(of.images, of.count, of.height, of.width),
+        ATSSAssigner(),
+    )
     dense = partial(dense_atss, anchors.boxes, anchors.counts)
     return _case(
         lambda: assigner(anchors, targets),

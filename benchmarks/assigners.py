@@ -58,7 +58,11 @@ def crowds(quick: bool, threads: int) -> list[dict[str, object]]:
                 "peak_mib": round(peak / MIB, 1), "budget_mib": ASSIGNERS.get(name)().memory_budget / MIB,
                 "ms": round(1e3 * seconds, 1),
             })  # fmt: skip
-            print("  {assigner:28s} {objects} {where:16s} {peak_mib:7.1f} MiB of {budget_mib:.0f} MiB, {ms:7.0f} ms".format(**rows[-1]))
+            print(
+                "  {assigner:28s} {objects} {where:16s} {peak_mib:7.1f} MiB of {budget_mib:.0f} MiB, {ms:7.0f} ms".format(
+                    **rows[-1]
+                )
+            )
     return rows
 
 

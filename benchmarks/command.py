@@ -13,42 +13,43 @@ import memory
 import torch
 from measure import Entry, Settings, cpu_seconds, measure, show
 
-__all__ = ["BUDGET", "SUITES", "chosen", "main", "measured"]
+__all__ = ["BUDGET", "SUITES", "chosen", "main", "measured", "settings"]
 
 SUITES = ("losses", "assigners")
 # Seconds for the rounds of a case, least and most rounds, weighings.
 BUDGET = {"tiny": (0.05, (2, 3), 1), "quick": (1.0, (5, 15), 1), "full": (10.0, (7, 25), 3)}
 
 
-def chosen(entries: list[Entry], only: list[str]) -> list[Entry]:
-    """The cases whose names begin with one of ``only``, upper or lower case; all where there is none.
+def chosen(suites: list[str], size: str, only: list[str]) -> list[tuple[str, Entry]]:
+    """The cases of the suites whose names begin with one of ``only``, upper or lower case; all where there is none.
 
     Raises:
         SystemExit: a beginning that no case has.
     """
-    keys = [entry.key.lower() for entry in entries]
+    every = [(suite, entry) for suite in suites for entry in importlib.import_module(suite).entries(size)]
+    keys = [entry.key.lower() for _, entry in every]
     unknown = [word for word in only if not any(key.startswith(word.lower()) for key in keys)]
     if unknown:
-        raise SystemExit(f"no case begins with {', '.join(unknown)}; there are {', '.join(entry.key for entry in entries)}")
+        raise SystemExit(f"no case begins with {', '.join(unknown)}; there are {', '.join(entry.key for _, entry in every)}")
     beginnings = tuple(word.lower() for word in only)
-    return [entry for entry, key in zip(entries, keys, strict=True) if not only or key.startswith(beginnings)]
+    return [case for case, key in zip(every, keys, strict=True) if not only or key.startswith(beginnings)]
 
 
-def settings(suite: str, size: str, rounds: int | None, weigh: bool = True) -> Settings:
-    """How a suite is measured on the CPU."""
+def settings(size: str, rounds: int | None, weigh: bool = True) -> Settings:
+    """How cases are measured on the CPU."""
     budget, bounds, weighings = BUDGET[size]
     threads = torch.get_num_threads()
 
-    def peak(key: str, name: str) -> int | None:
+    def peak(suite: str, key: str, name: str) -> int | None:
         return memory.peak(suite, key, name, size, threads)
 
     return Settings(rounds, budget, bounds, cpu_seconds, peak if weigh else None, weighings)
 
 
-def measured(suite: str, size: str, only: list[str], how: Settings) -> list[dict[str, Any]]:
-    """The rows of a suite, printed one after the other."""
+def measured(cases: list[tuple[str, Entry]], how: Settings) -> list[dict[str, Any]]:
+    """The rows of cases, printed one after the other."""
     rows = []
-    for entry in chosen(importlib.import_module(suite).entries(size), only):
+    for suite, entry in cases:
         torch.manual_seed(0)
         rows.append(measure(suite, entry, how))
         show(rows[-1])
@@ -69,7 +70,7 @@ def main(suite: str, about: str | None) -> None:
     size = "quick" if given.small else "full"
     about_here = machine.description()
     print(f"detloss {about_here['versions']['detloss']}, torch {about_here['versions']['torch']}, {given.threads} threads")
-    result = {**about_here, "rows": measured(suite, size, given.only, settings(suite, size, given.rounds))}
+    result = {**about_here, "rows": measured(chosen([suite], size, given.only), settings(size, given.rounds))}
     if suite == "assigners" and not given.only:
         result["crowds"] = importlib.import_module(suite).crowds(given.small, given.threads)
     if given.json:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as torch_f
@@ -11,17 +13,32 @@ from torch import Tensor
 
 from detloss import kernels
 
-__all__ = ["CLASSES", "Forward", "Makers", "boxes_near", "count", "labels", "leaf", "loss_case", "one_hot", "scalar"]
+__all__ = ["CLASSES", "Forward", "Makers", "boxes_near", "count", "labels", "leaf", "loss_case", "one_hot", "with_options"]
 
 CLASSES = 80
 Forward = Callable[[], Tensor]
 Makers = dict[str, Callable[[], Forward]]
 SMALL = 100000  # elements of the prediction: below that a step is repeated, as a training loop would not find it cold
 NOT_INSTALLED = "not installed"
+COMPILED = "torch.compile"
+HALF_TOLERANCE = 2e-2
+_options: dict[str, Any] = {"dtype": torch.float32, "compile": False}
+
+
+@contextmanager
+def with_options(dtype: torch.dtype, compile: bool) -> Iterator[None]:
+    """Cases made inside have predictions of that dtype, and the reference formula through ``torch.compile`` beside it."""
+    before = dict(_options)
+    _options.update(dtype=dtype, compile=compile)
+    try:
+        yield
+    finally:
+        _options.update(before)
 
 
 def leaf(x: Tensor) -> Tensor:
     """A prediction."""
+    x = x.to(_options["dtype"]) if x.dtype == torch.float32 else x
     return x.detach().requires_grad_()
 
 
@@ -46,11 +63,6 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
-def scalar(x: float) -> str:
-    """A difference for people."""
-    return f"{x:.1e}"
-
-
 def _difference(tolerance: float) -> Callable[[Result, Result], str]:
     """Compares the loss, then every gradient by the sum of absolute differences.
 
@@ -64,10 +76,15 @@ def _difference(tolerance: float) -> Callable[[Result, Result], str]:
         for number, (mine, slope) in enumerate(zip(ours[1:], theirs[1:], strict=True)):
             error = ((mine.double() - slope.double()).abs().sum() / slope.double().abs().sum()).item()
             if not error <= 10 * tolerance:
-                return f"gradient {number} off by {scalar(error)}"
+                return f"gradient {number} off by {error:.1e}"
         return ""
 
     return differs
+
+
+def _by_formula(forward: Forward) -> Tensor:
+    with kernels.use("reference"):
+        return forward()
 
 
 def loss_case(
@@ -90,7 +107,7 @@ def loss_case(
         makers: by name of the implementation; each imports its package and gives the same number as ``ours``.
         bytes: what any implementation must move.
         kernel: name of the loss, where it has a kernel: its formula is then an implementation of its own.
-        tolerance: relative, of the value; of gradients ten times that.
+        tolerance: relative, of the value, in float32; of gradients ten times that.
         against: see :class:`measure.Case`, like the rest.
     """
     leaves = (leaves,) if isinstance(leaves, Tensor) else leaves
@@ -110,13 +127,14 @@ def loss_case(
 
         return both
 
-    def formula() -> Tensor:
-        with kernels.use("reference"):
-            return ours()
-
     steps, absent = {OURS: step(ours)}, dict(left_out or {})
     if kernel is not None and kernels.backend(kernel, leaves[0]).name != "reference":
-        steps[REFERENCE] = step(formula)
+        steps[REFERENCE] = step(lambda: _by_formula(ours))
+        if _options["compile"]:
+            compiled = torch.compile(lambda: ours())
+            steps[COMPILED] = step(lambda: _by_formula(compiled))
+    if leaves[0].dtype != torch.float32:
+        tolerance = HALF_TOLERANCE
     for name, make in makers.items():
         if name in absent:
             continue

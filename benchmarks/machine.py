@@ -1,4 +1,4 @@
-"""What a result was measured with: the machine, the versions, the settings, and how fast it copies. No names of hosts or users."""
+"""What a result was measured with: the machine, the versions, the settings, and how fast it copies. No host, no user."""
 
 from __future__ import annotations
 

@@ -90,7 +90,8 @@ class Settings:
         budget: seconds for the rounds of a case.
         bounds: least and most rounds.
         clock: seconds of a call.
-        peak: bytes that an implementation (by key of the case and name) takes beyond what was there; ``None``: not weighed.
+        peak: bytes that an implementation (by suite, key of the case and name) takes beyond what was
+            there; ``None``: not weighed.
         weighings: how often, of which the median counts.
     """
 
@@ -98,7 +99,7 @@ class Settings:
     budget: float = 2.0
     bounds: tuple[int, int] = (5, 25)
     clock: Clock = cpu_seconds
-    peak: Callable[[str, str], int | None] | None = None
+    peak: Callable[[str, str, str], int | None] | None = None
     weighings: int = 1
 
 
@@ -116,22 +117,37 @@ def is_peer(name: str) -> bool:
 def compare(case: Case, where: str) -> dict[str, str]:
     """What every other implementation gives that detloss does not, empty where they agree; this also warms up.
 
+    One that raises is moved from the steps to what is left out.
+
     Raises:
         RuntimeError: detloss disagrees with the reference formula, or with everything there is.
     """
     case.reset()
     ours = case.steps[OURS]()
     found = {}
-    for name, step in case.steps.items():
-        if name != OURS:
-            case.reset()
+    for name, step in list(case.steps.items()):
+        if name == OURS:
+            continue
+        case.reset()
+        try:
             theirs = step()
-            count = 1 if name in case.values_only else len(ours)
-            found[name] = case.differs(ours[:count], theirs[:count])
+        except Exception as error:
+            if not is_peer(name):
+                raise
+            case.left_out[name] = _said(error)
+            del case.steps[name]
+            continue
+        count = 1 if name in case.values_only else len(ours)
+        found[name] = case.differs(ours[:count], theirs[:count])
     wrong = found.get(REFERENCE) or (bool(found) and all(found.values()) and "; ".join(f"{n}: {w}" for n, w in found.items()))
     if wrong:
         raise RuntimeError(f"{where}: detloss is wrong, nothing was timed: {wrong}")
     return found
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error, for a table."""
+    return f"raises {type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
 
 
 def _copy_of(size: int) -> Callable[[], object]:
@@ -164,11 +180,11 @@ def _timed(case: Case, names: list[str], settings: Settings) -> dict[str, list[f
     return {name: [taken[name] for taken in rounds] for name in steps}
 
 
-def _peaks(entry: Entry, names: list[str], settings: Settings) -> dict[str, float]:
+def _peaks(suite: str, entry: Entry, names: list[str], settings: Settings) -> dict[str, float]:
     """MiB of every implementation."""
     if settings.peak is None:
         return {}
-    found = {name: [settings.peak(entry.key, name) for _ in range(settings.weighings)] for name in names}
+    found = {name: [settings.peak(suite, entry.key, name) for _ in range(settings.weighings)] for name in names}
     return {n: round(statistics.median(p for p in v if p is not None) / MIB, 2) for n, v in found.items() if None not in v}
 
 
@@ -189,7 +205,7 @@ def measure(suite: str, entry: Entry, settings: Settings) -> dict[str, Any]:
     fastest = min(rivals, key=lambda name: statistics.median(times[name]), default=None)
     left_out, values_only = case.left_out, case.values_only
     del case  # the inputs need not stay while fresh processes make their own
-    peaks = _peaks(entry, names, settings)
+    peaks = _peaks(suite, entry, names, settings)
     implementations = {
         name: {
             "kind": "detloss" if name == OURS else "peer" if is_peer(name) else "formula",
