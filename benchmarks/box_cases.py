@@ -20,7 +20,7 @@ KINDS = ("iou", "giou", "diou", "ciou", "eiou", "siou")
 QUADRATIC = 2000  # boxes: transformers compares every prediction with every target
 SIZES = {
     "tiny": (40, {"1e3": 50, "1e5": 60, "1e6": 70}),
-    "quick": (20000, {"1e3": 1000, "1e5": 100000}),
+    "quick": (10000, {"1e3": 1000, "1e5": 100000}),
     "full": (100000, {"1e3": 1000, "1e5": 100000, "1e6": 1000000}),
 }
 ULTRALYTICS = {"iou": {}, "giou": {"GIoU": True}, "diou": {"DIoU": True}, "ciou": {"CIoU": True}}

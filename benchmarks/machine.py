@@ -63,7 +63,7 @@ def description() -> dict[str, Any]:
     return {"machine": machine, "versions": _versions(), "settings": settings}
 
 
-def copy_bandwidth(times: int = 15) -> dict[str, list[float]]:
+def copy_bandwidth(times: int) -> dict[str, list[float]]:
     """GB/s read and written together, of 100 MiB, into memory that is there and into fresh memory."""
     source = torch.ones(COPIED // 4)
     there = source.clone()

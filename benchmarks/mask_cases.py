@@ -19,7 +19,7 @@ CLASSES = 21
 VOCABULARY = 13204  # classes of V3Det
 SIZES = {
     "tiny": (3, 8, (2, CLASSES, 8, 8), 200, (64, 500, 16)),
-    "quick": (64, 28, (2, CLASSES, 128, 128), 5000, (2000, VOCABULARY, 64)),
+    "quick": (64, 28, (2, CLASSES, 128, 128), 5000, (1000, VOCABULARY, 64)),
     "full": (512, 28, (8, CLASSES, 256, 256), 50000, (20000, VOCABULARY, 256)),
 }
 DENSE = 200 * 2**20  # bytes of logits from which the plain form with dense targets takes gigabytes

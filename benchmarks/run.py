@@ -38,12 +38,13 @@ def unrivalled(rows: list[dict[str, Any]]) -> list[str]:
 
 def on_cpu(given: argparse.Namespace) -> dict[str, Any]:
     """Measure both suites on the CPU."""
+    cases = command.chosen(given.suites, given.size, given.only)
     if not given.no_memory:
         memory.start()
     torch.set_num_threads(given.threads)
-    copied = machine.copy_bandwidth()
+    copied = machine.copy_bandwidth(3 if given.size == "tiny" else 15)
     how = command.settings(given.size, given.rounds, weigh=not given.no_memory)
-    rows = command.measured(command.chosen(given.suites, given.size, given.only), how)
+    rows = command.measured(cases, how)
     result: dict[str, Any] = {"copy": copied, "rows": rows}
     if "losses" in given.suites and not given.only:
         result["no_peer"] = unrivalled(rows)
