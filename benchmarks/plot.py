@@ -9,12 +9,13 @@ __all__ = ["draw"]
 
 INK, SOFT, GRID, CARD = "#1f2933", "#52606d", "#d9e2ec", "#ffffff"
 PEER, FORMULA, SLOWER = "#2f6fb0", "#9fb8d0", "#c8553d"
+ERROR = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
 ROW = 0.21  # inches
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def _colour(row: dict[str, Any]) -> str:
-    if row["ratio"][1] < 1:
+def _colour(row: dict[str, Any], value: float) -> str:
+    if value < 1:
         return SLOWER
     return PEER if row["has_peer"] else FORMULA
 
@@ -23,9 +24,15 @@ def _number(value: float) -> str:
     return f"{value:.0f}×" if value >= 10 else f"{value:.1f}×"
 
 
-def _whiskers(rows: list[dict[str, Any]]) -> list[list[float]]:
-    """Below and above the median."""
-    return [[r["ratio"][1] - r["ratio"][0] for r in rows], [r["ratio"][2] - r["ratio"][1] for r in rows]]
+def _bars(axes: Any, rows: list[dict[str, Any]], key: str) -> None:
+    """A bar from 1 for every row that has the figure, or its quartiles."""
+    for place, row in enumerate(rows):
+        if key in row:
+            found = row[key]
+            low, middle, high = found if isinstance(found, list) else [found] * 3
+            error = {"xerr": [[middle - low], [high - middle]], "error_kw": ERROR} if high > low else {}
+            axes.barh(place, middle - 1, left=1, height=0.68, color=_colour(row, middle), **error)
+            axes.text(max(high, 1) * 1.08, place, _number(middle), va="center", fontsize=7, color=INK)
 
 
 def _style(axes: Any, title: str, largest: float) -> None:
@@ -52,26 +59,15 @@ def draw(result: dict[str, Any], path: Path, only: tuple[str, ...] = ()) -> None
     from matplotlib.patches import Patch
 
     rows = [row for row in result["rows"] if "ratio" in row and (not only or row["case"] in only)]
-    places = range(len(rows))
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": "detloss", "font.family": "sans-serif"}):
         figure, (time, memory) = pyplot.subplots(
             1, 2, figsize=(9.5, 1.5 + ROW * len(rows)), width_ratios=(3, 2), sharey=True, facecolor=CARD
         )
-        ratios = [row["ratio"][1] for row in rows]
-        error = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.5}
-        time.barh(places, [r - 1 for r in ratios], left=1, height=0.68, color=[_colour(r) for r in rows],
-                  xerr=_whiskers(rows), error_kw=error)  # fmt: skip
-        for place, row in zip(places, rows, strict=True):
-            time.text(max(row["ratio"][2], 1) * 1.08, place, _number(row["ratio"][1]), va="center", fontsize=7, color=INK)
-        time.set_yticks(places, [f"{row['case']}  ·  {row['against']}" for row in rows])
+        _bars(time, rows, "ratio")
+        _bars(memory, rows, "memory_ratio")
         _style(time, "times as fast as the fastest peer (named; quartiles of the rounds)", max(r["ratio"][2] for r in rows))
-        weighed = [(place, row["memory_ratio"]) for place, row in zip(places, rows, strict=True) if "memory_ratio" in row]
-        if weighed:
-            memory.barh([p for p, _ in weighed], [m - 1 for _, m in weighed], left=1, height=0.68,
-                        color=[_colour(rows[p]) if m >= 1 else SLOWER for p, m in weighed])  # fmt: skip
-            for place, value in weighed:
-                memory.text(max(value, 1) * 1.1, place, _number(value), va="center", fontsize=7, color=INK)
-        _style(memory, "times less peak memory", max((m for _, m in weighed), default=1.0))
+        _style(memory, "times less peak memory", max(row.get("memory_ratio", 1.0) for row in rows))
+        time.set_yticks(range(len(rows)), [f"{row['case']}  ·  {row['against']}" for row in rows])
         time.set_ylim(len(rows) - 0.4, -0.6)
         time.tick_params(axis="y", labelcolor=INK)
         kinds = {PEER: "a peer has it", FORMULA: "no peer: against a formula", SLOWER: "slower, or more memory"}

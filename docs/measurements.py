@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +154,13 @@ def summary(result: dict[str, Any]) -> str:
         less = f"{_number(row['memory_ratio'])}×" if "memory_ratio" in row else ""
         lines.append((f"`{row['loss']}`", row["size"], f"{_spread(row['ratio'], '×')}", less, rival))
     table = _table(("loss or assigner", "size", "times as fast", "less memory", "than"), lines)
-    return (
-        f"{START}\n![Times as fast and less memory than the fastest peer, by case](docs/images/speed.svg)\n\n{table}\n\n"
+    picture = "![Times as fast and less memory than the fastest peer, by case](docs/images/speed.svg)"
+    words = (
         f"Measured on {result['date']} with `{COMMANDS[result['size']]}` on {_where(result)}; `make bench` repeats it. "
-        f"All cases, the method and the floor: [docs/benchmarks.md](docs/benchmarks.md).\n{END}"
+        "All cases, the method and the floor: [docs/benchmarks.md](docs/benchmarks.md)."
     )
+    wrapped = textwrap.fill(words, 125, break_on_hyphens=False)
+    return f"{START}\n{picture}\n\n{table}\n\n{wrapped}\n{END}"
 
 
 def with_summary(text: str, result: dict[str, Any]) -> str:

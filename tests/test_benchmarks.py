@@ -122,7 +122,7 @@ def test_a_tiny_run_writes_results_and_a_plot(tmp_path: Path, capsys: pytest.Cap
     assert "2 cases in" in capsys.readouterr().out
 
 
-def test_peak_memory_is_that_of_a_fresh_process() -> None:
+def test_the_rise_is_what_a_call_takes_at_most() -> None:
     memory = load("memory")
     if not memory.STATUS.exists():
         pytest.skip("there is no /proc/self/status here")
