@@ -170,13 +170,14 @@ def entries(size: str) -> list[Entry]:
     rows, planes = SIZES[size]
     fewer = (max(planes[0] // 4, 1), *planes[1:])
     table, maps = f"{count(rows)} × {CLASSES}", " × ".join(map(str, planes))
+    half_maps = " × ".join(map(str, fewer))
     eighty_one = " × ".join(map(str, (fewer[0], CLASSES + 1, *planes[2:])))
     bf16 = torch.bfloat16
     found = [
         Entry("focal rows", "sigmoid_focal_loss", table, partial(focal, (rows, CLASSES))),
         Entry("focal maps", "sigmoid_focal_loss", maps, partial(focal, planes)),
         Entry("focal rows bf16", "sigmoid_focal_loss", table, partial(focal, (rows, CLASSES), bf16)),
-        Entry("focal maps bf16", "sigmoid_focal_loss", maps, partial(focal, planes, bf16)),
+        Entry("focal maps bf16", "sigmoid_focal_loss", half_maps, partial(focal, fewer, bf16)),
         Entry("softmax focal maps", "softmax_focal_loss", eighty_one, partial(softmax_focal, fewer)),
         Entry("qfl", "quality_focal_loss", table, partial(quality_focal, rows)),
         Entry("vfl", "varifocal_loss", table, partial(varifocal, rows)),

@@ -28,6 +28,8 @@ Clock = Callable[[Callable[[], object]], float]
 PEERS = ("torch", "torchvision", "fvcore", "kornia", "autotimm", "ultralytics", "effdet", "transformers")
 OURS, REFERENCE, COPY = "detloss", "reference", "copy"
 MIB = 2**20
+LARGE = 32 * MIB  # beside that the noise of a weighing is nothing
+WORTH_A_RATIO = 1.0  # MiB of the rival, below which memory is not compared
 LONG = 0.02  # seconds after which a step is not repeated in a round
 
 
@@ -92,7 +94,7 @@ class Settings:
         clock: seconds of a call.
         peak: bytes that an implementation (by suite, key of the case and name) takes beyond what was
             there; ``None``: not weighed.
-        weighings: how often, of which the median counts.
+        weighings: how often, of which the median counts; once where the gradient alone is large.
     """
 
     rounds: int | None = None
@@ -180,11 +182,11 @@ def _timed(case: Case, names: list[str], settings: Settings) -> dict[str, list[f
     return {name: [taken[name] for taken in rounds] for name in steps}
 
 
-def _peaks(suite: str, entry: Entry, names: list[str], settings: Settings) -> dict[str, float]:
+def _peaks(suite: str, entry: Entry, names: list[str], times: int, settings: Settings) -> dict[str, float]:
     """MiB of every implementation."""
     if settings.peak is None:
         return {}
-    found = {name: [settings.peak(suite, entry.key, name) for _ in range(settings.weighings)] for name in names}
+    found = {name: [settings.peak(suite, entry.key, name) for _ in range(times)] for name in names}
     return {n: round(statistics.median(p for p in v if p is not None) / MIB, 2) for n, v in found.items() if None not in v}
 
 
@@ -205,7 +207,7 @@ def measure(suite: str, entry: Entry, settings: Settings) -> dict[str, Any]:
     fastest = min(rivals, key=lambda name: statistics.median(times[name]), default=None)
     left_out, values_only = case.left_out, case.values_only
     del case  # the inputs need not stay while fresh processes make their own
-    peaks = _peaks(suite, entry, names, settings)
+    peaks = _peaks(suite, entry, names, 1 if gradient > LARGE else settings.weighings, settings)
     implementations = {
         name: {
             "kind": "detloss" if name == OURS else "peer" if is_peer(name) else "formula",
@@ -223,7 +225,7 @@ def measure(suite: str, entry: Entry, settings: Settings) -> dict[str, Any]:
         row["left_out"] = left_out
     if fastest is not None:
         row |= {"against": fastest, "ratio": implementations[fastest]["times_ours"]}
-        if fastest in peaks and OURS in peaks:
+        if peaks.get(fastest, 0.0) >= WORTH_A_RATIO and OURS in peaks:
             row["memory_ratio"] = float(f"{peaks[fastest] / max(peaks[OURS], 0.1):.3g}")
     if case_bytes is not None:
         row |= {"bytes": case_bytes, "gradient_mib": round(gradient / MIB, 3), "floor_ms": quartiles(times[COPY], 1e3)}
