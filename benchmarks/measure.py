@@ -1,8 +1,8 @@
 """What every benchmark shares: check first, then time in interleaved rounds, weigh in fresh processes, compare with a copy.
 
 A case has implementations by name, "detloss" among them. Their results are compared before anything is timed: detloss must
-agree with the reference formula where there is one, else with at least one other implementation, or the run ends. Another
-implementation that disagrees is reported with what differs, and left out of the comparison.
+agree with its own reference formula where there is one, and with at least one other implementation where there are any, or the
+run ends. Another implementation that disagrees is reported with what differs, and left out of the comparison.
 
 In each round every implementation runs once, a copy of the bytes that any implementation must move among them; ratios are
 those of the same round. All figures are quartiles: [25 %, median, 75 %].
@@ -122,7 +122,7 @@ def compare(case: Case, where: str) -> dict[str, str]:
     One that raises is moved from the steps to what is left out.
 
     Raises:
-        RuntimeError: detloss disagrees with the reference formula, or with everything there is.
+        RuntimeError: detloss disagrees with its reference formula, or with everything else.
     """
     case.reset()
     ours = case.steps[OURS]()
@@ -141,9 +141,11 @@ def compare(case: Case, where: str) -> dict[str, str]:
             continue
         count = 1 if name in case.values_only else len(ours)
         found[name] = case.differs(ours[:count], theirs[:count])
-    wrong = found.get(REFERENCE) or (bool(found) and all(found.values()) and "; ".join(f"{n}: {w}" for n, w in found.items()))
+    others = {name: what for name, what in found.items() if name != REFERENCE}
+    said = "; ".join(f"{name}: {what}" for name, what in found.items() if what)
+    wrong = found.get(REFERENCE) or (bool(others) and all(others.values()))
     if wrong:
-        raise RuntimeError(f"{where}: detloss is wrong, nothing was timed: {wrong}")
+        raise RuntimeError(f"{where}: detloss is wrong, nothing was timed: {said}")
     return found
 
 

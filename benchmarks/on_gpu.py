@@ -17,6 +17,7 @@ from measure import Entry, Settings, measure, quartiles, show
 __all__ = ["cuda_seconds", "on_cuda"]
 
 COPIED = 2**30
+BUDGET = 0.3  # seconds for the rounds of a case
 # Compiling takes seconds a case, and a lent GPU is short.
 COMPILED = ("focal rows", "focal maps", "qfl", "ce", "dfl", "giou 1e3", "giou 1e6", "ciou 1e6")
 DTYPES = {"": torch.float32, " bf16": torch.bfloat16}
@@ -75,7 +76,7 @@ def on_cuda(given: argparse.Namespace) -> dict[str, Any]:
         for entry in _cases(given.size, given.only):
             torch.manual_seed(0)
             peak = None if given.no_memory else _peak_of(entry)
-            how = Settings(given.rounds, min(budget, 1.0), bounds, cuda_seconds, peak)
+            how = Settings(given.rounds, min(budget, BUDGET), bounds, cuda_seconds, peak)
             try:
                 with with_options(dtype, compile=dtype == torch.float32 and entry.key in COMPILED):
                     row = measure("losses", entry._replace(key=entry.key + suffix), how)

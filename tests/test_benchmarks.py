@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +14,8 @@ import torch
 from conformance.table import PEERS
 from repository import ROOT
 from torch import Tensor
+
+import detloss
 
 FOLDERS = (ROOT / "benchmarks", ROOT / "docs")
 # What a peer takes from another one, or computes together with something else.
@@ -54,8 +56,10 @@ def case_of(ours: Any, **others: Any) -> Any:
 def test_a_wrong_result_of_detloss_stops_the_run() -> None:
     compare = load("measure").compare
     assert compare(case_of((1.0, 2.0), reference=(1.0, 2.0), torch=(1.0, 2.0)), "x") == {"reference": "", "torch": ""}
-    with pytest.raises(RuntimeError, match="x: detloss is wrong, nothing was timed: result 1"):
+    with pytest.raises(RuntimeError, match="x: detloss is wrong, nothing was timed: reference: result 1"):
         compare(case_of((1.0, 2.0), reference=(1.0, 3.0), torch=(1.0, 2.0)), "x")
+    with pytest.raises(RuntimeError, match="nothing was timed: torch: result 1"):  # its reference may share the mistake
+        compare(case_of((1.0, 2.0), reference=(1.0, 2.0), torch=(1.0, 3.0)), "x")
     with pytest.raises(RuntimeError, match="torch: result 0; kornia: result 1"):
         compare(case_of((1.0, 2.0), torch=(0.0, 2.0), kornia=(1.0, 0.0)), "x")
 
@@ -151,6 +155,26 @@ def test_the_cases_of_the_gpu_run_in_both_precisions() -> None:
             assert measure.compare(case, entry.key) == dict.fromkeys(list(case.steps)[1:], "")
             assert case.steps["detloss"]()[1].dtype == dtype
     assert {"focal rows", "giou 1e3"} <= {entry.key for entry in gpu._cases("full", [])} & set(gpu.COMPILED)
+
+
+def test_a_run_on_a_gpu_by_its_structure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything but the device; a wrong result in one case does not end the run, but is an error after the last."""
+    gpu, measure, run = load("on_gpu"), load("measure"), load("run")
+    found = SimpleNamespace(name="none", total_memory=2**30)
+    stand_ins = {"current_device": lambda: 0, "get_device_properties": lambda _: found, "is_available": lambda: True}
+    for name, value in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch, "set_default_device", lambda _: None)
+    for name, value in {"cuda_seconds": measure.cpu_seconds, "COPIED": 4096, "COMPILED": ()}.items():
+        monkeypatch.setattr(gpu, name, value)
+    options = ["--device", "cuda", "--tiny", "--only", "mse", "--rounds", "2", "--no-memory", "--out", str(tmp_path)]
+    result = json.loads(run.main(options).read_text(encoding="utf-8"))
+    assert [row["case"] for row in result["rows"]] == ["mse", "mse bf16"]
+    assert result["gpu"]["name"] == "none" and result["errors"] == [] and result["device"] == "cuda"
+    monkeypatch.setattr(detloss.functional, "mse_loss", lambda pred, target, reduction: pred.sum())
+    with pytest.raises(SystemExit, match=r"2 cases failed: mse: .*detloss is wrong.* torch: value"):
+        run.main(options)
+    assert len(json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["rows"]) == 0
 
 
 def test_every_case_has_all_sizes() -> None:
