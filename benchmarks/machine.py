@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import environment
 import torch
 from measure import PEERS, cpu_seconds, quartiles
 
@@ -57,7 +58,7 @@ def description() -> dict[str, Any]:
     }  # fmt: skip
     settings = {
         "threads": torch.get_num_threads(),
-        "environment": {name: os.environ[name] for name in sorted(os.environ) if name.startswith(("OMP_", "MKL_", "DETLOSS_"))},
+        "environment": environment.VARIABLES,
         "kernels": str(detloss.kernels.backend()),
     }
     return {"machine": machine, "versions": _versions(), "settings": settings}
