@@ -29,6 +29,7 @@ PEERS = ("torch", "torchvision", "fvcore", "kornia", "autotimm", "ultralytics", 
 OURS, REFERENCE, COPY = "detloss", "reference", "copy"
 MIB = 2**20
 LARGE = 32 * MIB  # beside that the noise of a weighing is nothing
+NOTHING = 2**16  # bytes of a gradient beside which an allocator's rounding is more
 WORTH_A_RATIO = 1.0  # MiB of the rival, below which memory is not compared
 LONG = 0.02  # seconds after which a step is not repeated in a round
 
@@ -94,7 +95,8 @@ class Settings:
         clock: seconds of a call.
         peak: bytes that an implementation (by suite, key of the case and name) takes beyond what was
             there; ``None``: not weighed.
-        weighings: how often, of which the median counts; once where the gradient alone is large.
+        weighings: how often, of which the median counts; once where the gradient alone is
+            large, never where it is next to nothing.
     """
 
     rounds: int | None = None
@@ -186,7 +188,7 @@ def _timed(case: Case, names: list[str], settings: Settings) -> dict[str, list[f
 
 def _peaks(suite: str, entry: Entry, names: list[str], times: int, settings: Settings) -> dict[str, float]:
     """MiB of every implementation."""
-    if settings.peak is None:
+    if settings.peak is None or not times:
         return {}
     found = {name: [settings.peak(suite, entry.key, name) for _ in range(times)] for name in names}
     return {n: round(statistics.median(p for p in v if p is not None) / MIB, 2) for n, v in found.items() if None not in v}
@@ -209,7 +211,8 @@ def measure(suite: str, entry: Entry, settings: Settings) -> dict[str, Any]:
     fastest = min(rivals, key=lambda name: statistics.median(times[name]), default=None)
     left_out, values_only = case.left_out, case.values_only
     del case  # the inputs need not stay while fresh processes make their own
-    peaks = _peaks(suite, entry, names, 1 if gradient > LARGE else settings.weighings, settings)
+    times_weighed = 0 if 0 < gradient < NOTHING else 1 if gradient > LARGE else settings.weighings
+    peaks = _peaks(suite, entry, names, times_weighed, settings)
     implementations = {
         name: {
             "kind": "detloss" if name == OURS else "peer" if is_peer(name) else "formula",
