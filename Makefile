@@ -1,6 +1,7 @@
 # Everything a fresh machine needs is Python 3.10 or newer and make:
 #   make demo    train a small detector on the embedded data and write a report
 #   make test    lint, types, unit tests, doctests, README examples, and the losses with each implementation
+#   make bench   every loss and assigner beside every installed package that has it
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,11 +19,11 @@ FUSED := (focal or ce- or bce or qfl or vfl or dfl or l1 or mse or smooth or gio
 # Threads that wait give their core away. Spinning, PyTorch's are several times slower beside any other busy process.
 export OMP_WAIT_POLICY ?= passive
 
-.PHONY: help demo test install docs hooks format clean $(PARTS)
+.PHONY: help demo test bench bench-full install docs hooks format clean $(PARTS)
 .DEFAULT_GOAL := help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv and install detloss with its train, dev and peers extras (the other targets do it when needed)
 
@@ -72,6 +73,12 @@ backends: $(STAMP) ## the losses that have kernels, by their formulas and by the
 	@if $(BIN)/python -c 'import triton' 2>/dev/null; then \
 	  TRITON_INTERPRET=1 DETLOSS_KERNELS=triton $(BIN)/python -m pytest --numprocesses 2 -q -W ignore $(PROMISES) -k "$(FUSED)"; \
 	else echo "triton is not installed on this machine: its kernels are left out"; fi
+
+bench: $(STAMP) ## every loss and assigner beside every peer, quick sizes (ARGS of benchmarks/run.py in BENCH="--only focal")
+	@$(BIN)/python benchmarks/run.py $(BENCH) $(if $(PUBLISH),--publish)
+
+bench-full: $(STAMP) ## the same at the documented sizes; PUBLISH=1 renews the committed result, its page, plot and README lines
+	@$(BIN)/python benchmarks/run.py --full $(BENCH) $(if $(PUBLISH),--publish)
 
 format: $(STAMP) ## let ruff mend what it can
 	@$(BIN)/ruff check --fix .

@@ -20,6 +20,8 @@ import torch
 import yaml
 from docstrings import functions_of, option_meanings
 from families import assigners_page, criteria_page
+from measurements import committed
+from measurements import page as measurements_page
 
 import detloss
 from detloss.registry import Entry, options
@@ -244,6 +246,7 @@ def pages() -> dict[str, str]:
         **{f"losses/{family}.md": _family_page(family) for family in families},
         "api/functional.md": _reference_page("Functions", "`x_loss(pred, target, *, …)`, one for every loss.", functions),
         "settings.md": _settings_page(),
+        "benchmarks.md": measurements_page(committed()),
         "families.md": criteria_page(NOTE_FAMILIES, formula, _paper),
         "assigners.md": assigners_page(NOTE_FAMILIES, formula, _paper),
         "api/losses.md": _reference_page("Loss modules", "Shells over the functions.", {"Loss": detloss.Loss, **classes}),

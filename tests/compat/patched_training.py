@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -46,3 +47,29 @@ def compare(
         for name, value in want.items():
             assert abs(got[name] - value) <= 1e-4 * abs(value) + 1e-7, f"step {index}, {name}: {got[name]} and not {value}"
     return after
+
+
+def compare_each_step(
+    framework: str, build: Callable[[], nn.Module], step: Callable[[Any, int], Losses], steps: int, rate: float
+) -> None:
+    """Train without the patch, and check every step with it, from the same weights: losses and gradients to 1e-5.
+
+    A training turns the rounding of one step into other weights in the next; this does not.
+    """
+    torch.manual_seed(0)
+    model = build().train()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate, momentum=0.9)
+    for index in range(steps):
+        optimizer.zero_grad()
+        patched = copy.deepcopy(model)
+        with detloss.patch(framework):
+            got = step(patched, index)
+            sum(got.values(), torch.zeros(())).backward()
+        want = step(model, index)
+        sum(want.values(), torch.zeros(())).backward()
+        for name, value in want.items():
+            torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-7, msg=f"step {index}, {name}")
+        slopes = [torch.cat([p.grad.flatten() for p in m.parameters() if p.grad is not None]) for m in (patched, model)]
+        assert (slopes[0] - slopes[1]).norm() <= 1e-5 * slopes[1].norm(), f"step {index}: the gradients differ"
+        nn.utils.clip_grad_norm_(model.parameters(), 10.0)
+        optimizer.step()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from compat.patched_training import Losses, compare
+from compat.patched_training import Losses, compare, compare_each_step
 from torch import nn
 
 tasks = pytest.importorskip("ultralytics.nn.tasks")
@@ -58,6 +58,10 @@ def step(model: Any, index: int) -> Losses:
 def test_yolov8_trains_alike() -> None:
     history = compare("ultralytics", lambda: model_of("yolov8n.yaml"), step, 20, RATE)
     assert set(history[0]) == {"box_loss", "cls_loss", "dfl_loss"}
+
+
+def test_yolov8_from_the_same_weights() -> None:
+    compare_each_step("ultralytics", lambda: model_of("yolov8n.yaml"), step, 10, 2 * RATE)
 
 
 def test_segmentation_trains_alike() -> None:
