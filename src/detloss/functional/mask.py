@@ -21,6 +21,8 @@ from detloss.checks import (
 )
 from detloss.functional.classification import binary_cross_entropy
 from detloss.functional.targets import dense_target
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.reduction import check_reduction, mute, reduce_loss
 from detloss.types import Number, Reduction
 from detloss.values import check_class_indices, check_unit_interval
@@ -68,9 +70,12 @@ def mask_bce_loss(
     if label is not None:
         pred = select_class_mask(where, pred, label)
     check_same_shape(where, pred, target)
-    pred = mute(where, upcast(pred), weight, pred.shape)
-    loss = binary_cross_entropy(pred, dense_target(where, pred, target))
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def formula(pred: Tensor) -> Tensor:
+        return binary_cross_entropy(pred, dense_target(where, pred, target))
+
+    call = Call("binary_cross_entropy", pred, target=target, weight=weight, numbers=(0.0,))
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)
 
 
 def _probabilities(where: str, pred: Tensor, target: Tensor, weight: Tensor | None, activated: bool) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,8 @@ _OP_OF = {
     "QualityFocalLoss": "quality_focal", "VarifocalLoss": "varifocal", "DistributionFocalLoss": "distribution_focal",
     "L1Loss": "l1", "MSELoss": "mse", "SmoothL1Loss": "smooth_l1", "FocalLoss": "sigmoid_focal",
     "CrossEntropyLoss": "cross_entropy", "CenternessLoss": "binary_cross_entropy", "centerness": "binary_cross_entropy",
+    "MaskBCELoss": "binary_cross_entropy", "mask_bce": "binary_cross_entropy",
+    "MaskFocalLoss": "sigmoid_focal", "mask_focal": "sigmoid_focal",
     "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
 }  # fmt: skip
 _WITH_SIGMOID = {
