@@ -46,9 +46,9 @@ def fused_loss(
     if weight is not None:
         check_weight(where, weight, shape)
         check_same_device(where, call.pred, "weight", weight)
-    lost = 1 if call.op in POSITION_OPS else -1 if call.op in ROW_OPS else None
 
     def reference(pred: Tensor) -> Tensor:
+        lost = 1 if call.op in POSITION_OPS else -1 if call.op in ROW_OPS else None
         loss = formula(mute(where, upcast(pred), weight, shape, reduced_dim=lost))
         return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
 

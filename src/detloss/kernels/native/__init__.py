@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call
@@ -46,9 +45,7 @@ class Native:
         total, bad, grad = _FAMILIES[call.op].run(call, scale, need_grad, None, False)
         if bad and checked:
             return None
-        if scale == 0:
-            return torch.zeros(()), None if grad is None else grad.zero_()
-        return torch.scalar_tensor(total * scale, dtype=torch.float32), grad
+        return total, grad.zero_() if scale == 0 and grad is not None else grad
 
     def elements(self, call: Call, checked: bool) -> Tensor | None:
         """Element-wise losses; ``None`` when a target is outside its range."""

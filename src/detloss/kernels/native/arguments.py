@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import torch
@@ -11,12 +12,24 @@ from detloss.kernels.contract import Call
 from detloss.kernels.layout import ELEMENT, ONE, POSITION, Layout, in_order, spread
 from detloss.kernels.native.library import library
 
-__all__ = ["TYPES", "as_fp32", "as_target", "fresh", "fresh_like", "pointer", "readable", "spread_out"]
+__all__ = [
+    "TYPES",
+    "as_fp32",
+    "as_target",
+    "fresh",
+    "fresh_like",
+    "launch",
+    "losses_of",
+    "pointer",
+    "readable",
+    "spread_out",
+]
 
 # Gradients from this size on are written to large pages where the system grants them; DETLOSS_LARGE_PAGES=0 forbids it.
 LARGE = 8 << 20
 _large_pages = os.environ.get("DETLOSS_LARGE_PAGES", "1").strip() != "0"
 
+CPU = torch.device("cpu")  # named in full, because the default device may be another
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -41,6 +54,18 @@ def fresh_like(pred: Tensor) -> Tensor:
     if _large_pages and grad.nbytes >= LARGE:
         library().detloss_large_pages(grad.data_ptr(), grad.nbytes)
     return grad
+
+
+def losses_of(shape: tuple[int, ...]) -> Tensor:
+    """Memory for element-wise losses, not yet written."""
+    return torch.empty(shape, dtype=torch.float32, device=CPU)
+
+
+def launch(kernel: str, arguments: ctypes.Structure, scale: float) -> tuple[Tensor, bool]:
+    """Run a kernel; its sum times ``scale`` (0-dim fp32), and whether a target is outside its range."""
+    total = losses_of(())  # written by the kernel: a tensor made from a number takes three times as long
+    bad = getattr(library(), kernel)(ctypes.byref(arguments), torch.get_num_threads(), scale, total.data_ptr())
+    return total, bool(bad)
 
 
 def readable(x: Tensor) -> Tensor:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import BOX_OPS, Call
-from detloss.kernels.native.arguments import TYPES, as_fp32, fresh_like, pointer, readable
-from detloss.kernels.native.library import library
+from detloss.kernels.native.arguments import TYPES, as_fp32, fresh_like, launch, losses_of, pointer, readable
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -33,22 +32,21 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _per_row(values: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """Weights over the leading dimensions of the loss as one number per box."""
-    if values is None or values.ndim == len(shape):
+def _per_row(values: Tensor | None, boxes: torch.Size) -> Tensor | None:
+    """Weights over the leading dimensions of the loss as one number per box; ``boxes`` is the shape of the predictions."""
+    if values is None or values.ndim == len(boxes) - 1:
         return as_fp32(values)
-    return as_fp32(values.reshape(*values.shape, *(1,) * (len(shape) - values.ndim)).expand(shape))
+    return as_fp32(values.reshape(*values.shape, *(1,) * (len(boxes) - 1 - values.ndim)).expand(boxes[:-1]))
 
 
-def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[float, bool, Tensor | None]:
-    """Sum of the weighted losses, that no target can be out of range, and the gradient or, with ``each``, the losses."""
+def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[Tensor, bool, Tensor | None]:
+    """Scaled sum of the weighted losses, that no target can be out of range, and the gradient or, with ``each``, the losses."""
     pred, target = call.pred.contiguous(), call.target
     if target is None:
         raise TypeError(f"{call.op}: boxes to compare with are missing")
     target = readable(target).contiguous()
-    shape = pred.shape[:-1]
-    weight, above = _per_row(call.weight, shape), _per_row(upstream, shape)
-    result = fresh_like(pred) if need_grad else torch.empty(shape, dtype=torch.float32) if each else None
+    weight, above = _per_row(call.weight, pred.shape), _per_row(upstream, pred.shape)
+    result = fresh_like(pred) if need_grad else losses_of(pred.shape[:-1]) if each else None
     address = pointer(result)
     eps, box_format, *extra = call.numbers
     kind = int(extra[0]) if call.op == "iou" else _KINDS[call.op]
@@ -57,6 +55,5 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         address if each else None, pred.numel() // 4, TYPES[pred.dtype], TYPES[target.dtype], kind, int(box_format),
         eps, extra[0] if extra else 0.0, scale,
     )  # fmt: skip
-    total = ctypes.c_double()
-    library().detloss_boxes(ctypes.byref(arguments), torch.get_num_threads(), ctypes.byref(total))
-    return total.value, False, result
+    total, bad = launch("detloss_boxes", arguments, scale)
+    return total, bad, result

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call
 from detloss.kernels.layout import element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_target, fresh_like, pointer, spread_out
-from detloss.kernels.native.library import library
+from detloss.kernels.native.arguments import TYPES, as_target, fresh_like, launch, losses_of, pointer, spread_out
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -34,21 +33,20 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[float, bool, Tensor | None]:
-    """Sum of the weighted losses, that no target can be out of range, and the gradient or, with ``each``, the losses."""
+def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[Tensor, bool, Tensor | None]:
+    """Scaled sum of the weighted losses, that no target can be out of range, and the gradient or, with ``each``, the losses."""
     layout = element_layout(call)
     pred, target = in_order(call.pred, layout), as_target(call.target, layout)
     if target is None:
         raise TypeError(f"{call.op}: the target is missing")
     weight, _ = spread_out(call.weight, call, layout, False)
     above = None if upstream is None else in_order(upstream.to(torch.float32), layout)
-    result = fresh_like(pred) if need_grad else torch.empty(pred.shape, dtype=torch.float32) if each else None
+    result = fresh_like(pred) if need_grad else losses_of(pred.shape) if each else None
     per_weight = 1 if weight is None else pred.numel() // weight.numel()
     arguments = _Coordinates(
         pointer(pred), pointer(target), pointer(weight), pointer(above),
         pointer(result) if need_grad else None, pointer(result) if each else None, pred.numel(), per_weight,
         TYPES[pred.dtype], TYPES[target.dtype], _KINDS[call.op], call.numbers[0] if call.numbers else 1.0, scale,
     )  # fmt: skip
-    total = ctypes.c_double()
-    library().detloss_coordinates(ctypes.byref(arguments), torch.get_num_threads(), ctypes.byref(total))
-    return total.value, False, None if result is None else restored(result, layout)
+    total, bad = launch("detloss_coordinates", arguments, scale)
+    return total, bad, None if result is None else restored(result, layout)

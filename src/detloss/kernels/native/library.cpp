@@ -48,6 +48,12 @@ static Partial run(const Call& call, void (*kernel)(const Call&, int64_t, int64_
   return total;
 }
 
+// Writes the sum times `factor` (0 wins over inf and NaN) where a total is wanted; says whether a target was out of range.
+static int answer(const Partial& all, double factor, float* total) {
+  if (total) *total = factor == 0.0 ? 0.0f : float(all.sum * factor);
+  return all.bad;
+}
+
 int64_t units(const Sigmoid& a) {
   if (a.inner > 1) return a.outer * ((a.inner + TILE - 1) / TILE);
   const int64_t rows = a.classes <= TILE ? TILE / a.classes : 1;
@@ -84,7 +90,7 @@ using namespace detloss;
 extern "C" {
 
 // Version of the calls below; the Python side refuses a library of another one.
-EXPORT int detloss_version() { return 2; }
+EXPORT int detloss_version() { return 3; }
 
 EXPORT const char* detloss_instruction_set() { return chosen->name; }
 
@@ -116,26 +122,20 @@ EXPORT void detloss_large_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-EXPORT int detloss_sigmoid(const Sigmoid* call, int threads, double* sum) {
-  const Partial total = run(*call, chosen->sigmoid, threads);
-  *sum = total.sum;
-  return total.bad;
+EXPORT int detloss_sigmoid(const Sigmoid* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->sigmoid, threads), factor, total);
 }
 
-EXPORT int detloss_boxes(const Boxes* call, int threads, double* sum) {
-  *sum = run(*call, chosen->boxes, threads).sum;
-  return 0;
+EXPORT int detloss_boxes(const Boxes* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->boxes, threads), factor, total);
 }
 
-EXPORT int detloss_coordinates(const Coordinates* call, int threads, double* sum) {
-  *sum = run(*call, chosen->coordinates, threads).sum;
-  return 0;
+EXPORT int detloss_coordinates(const Coordinates* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->coordinates, threads), factor, total);
 }
 
-EXPORT int detloss_softmax(const Softmax* call, int threads, double* sum) {
-  const Partial total = run(*call, chosen->softmax, threads);
-  *sum = total.sum;
-  return total.bad;
+EXPORT int detloss_softmax(const Softmax* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->softmax, threads), factor, total);
 }
 
 }

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import ELEMENT, POSITION, class_layout, element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh_like, pointer, spread_out
-from detloss.kernels.native.library import library
+from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh_like, launch, losses_of, pointer, spread_out
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -61,8 +60,8 @@ def _by_class(call: Call) -> bool:
     return call.index is not None or call.op == "quality_focal" or call.class_weight is not None or call.alpha is not None
 
 
-def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[float, bool, Tensor | None]:
-    """Sum of the weighted losses, whether a target is outside its range, and the gradient or, with ``each``, the losses."""
+def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[Tensor, bool, Tensor | None]:
+    """Scaled sum of the weighted losses, whether a target is out of range, and the gradient or, with ``each``, the losses."""
     by_class = _by_class(call)
     layout = class_layout(call.pred) if by_class else element_layout(call)
     pred, target = in_order(call.pred, layout), as_target(call.target, layout)
@@ -75,7 +74,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     if need_grad:
         result = fresh_like(pred)
     elif each:
-        result = torch.empty(loss_shape(call) if lost else pred.shape, dtype=torch.float32)
+        result = losses_of(loss_shape(call) if lost else pred.shape)
     arguments = _Sigmoid(
         x=pointer(pred), index=pointer(index), target=pointer(target), score=pointer(score), weight=pointer(weight),
         upstream=pointer(above), class_weight=pointer(class_weight), alpha=pointer(alpha),
@@ -85,8 +84,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         weight_spread=weight_spread, upstream_spread=upstream_spread, out_spread=POSITION if lost else ELEMENT,
         scale=scale, **_numbers(call),
     )  # fmt: skip
-    total = ctypes.c_double()
-    bad = library().detloss_sigmoid(ctypes.byref(arguments), torch.get_num_threads(), ctypes.byref(total))
+    total, bad = launch("detloss_sigmoid", arguments, scale)
     if result is not None and not (each and lost):
         result = restored(result, layout)
-    return total.value, bool(bad), result
+    return total, bad, result

@@ -24,6 +24,8 @@ template <int C> struct SoftmaxLoss {
   SoftmaxBuffers& b;
   Partial& result;
   int64_t n, position, memory;  // of the tile: positions, the first one, where it lies
+  const float* x;  // its logits, and where its gradient is made: rows of fp32 where they lie, without a copy
+  float* g;
 
   SoftmaxLoss(const Softmax& call, SoftmaxBuffers& buffers, Partial& partial)
       : a(call), b(buffers), result(partial) {}
@@ -39,6 +41,14 @@ template <int C> struct SoftmaxLoss {
     for (int64_t c = 0; c < classes(); c++) load(from, type, memory + c * a.inner, n, to + c * n);
   }
 
+  // Finds x and g. Gradients that are not wanted go the way of e.
+  MEMBER void find_tile() {
+    const bool in_place = !planar() && a.type == F32;
+    x = in_place ? static_cast<const float*>(a.x) + memory : b.gap;
+    g = in_place && a.grad ? static_cast<float*>(a.grad) + memory : b.e;
+    if (!in_place) load_tile(a.x, a.type, b.gap);
+  }
+
   MEMBER void store_tile(const float* from) {
     if (!planar()) return store(a.grad, a.type, memory, n * classes(), from);
     for (int64_t c = 0; c < classes(); c++) store(a.grad, a.type, memory + c * a.inner, n, from + c * n);
@@ -46,22 +56,27 @@ template <int C> struct SoftmaxLoss {
 
   // gap = maximum − x of every number; a position that does not count (w = 0) gets 0 everywhere.
   MEMBER void gaps() {
-    float *__restrict x = b.gap, *__restrict top = b.top;
+    float* __restrict top = b.top;
     if (planar()) {
-      for (int64_t i = 0; i < n; i++) top[i] = x[i];
-      for (int64_t c = 1; c < classes(); c++) for (int64_t i = 0; i < n; i++) top[i] = greater(top[i], x[c * n + i]);
+      float* __restrict gap = b.gap;
+      for (int64_t i = 0; i < n; i++) top[i] = gap[i];
+      for (int64_t c = 1; c < classes(); c++) for (int64_t i = 0; i < n; i++) top[i] = greater(top[i], gap[c * n + i]);
       for (int64_t c = 0; c < classes(); c++) {
-        for (int64_t i = 0; i < n; i++) x[c * n + i] = b.w[i] == 0.0f ? 0.0f : top[i] - x[c * n + i];
+        for (int64_t i = 0; i < n; i++) gap[c * n + i] = b.w[i] == 0.0f ? 0.0f : top[i] - gap[c * n + i];
       }
       return;
     }
     for (int64_t i = 0; i < n; i++) {
-      float* __restrict row = x + i * classes();
+      const float* row = x + i * classes();
+      float* gap = b.gap + i * classes();
       float most = row[0];
 #pragma omp simd reduction(max : most)
       for (int64_t c = 0; c < classes(); c++) most = greater(most, row[c]);
-      if (b.w[i] == 0.0f) for (int64_t c = 0; c < classes(); c++) row[c] = 0.0f;
-      else for (int64_t c = 0; c < classes(); c++) row[c] = most - row[c];
+      if (b.w[i] == 0.0f) for (int64_t c = 0; c < classes(); c++) gap[c] = 0.0f;
+      else {
+#pragma omp simd
+        for (int64_t c = 0; c < classes(); c++) gap[c] = most - row[c];
+      }
     }
   }
 
@@ -86,15 +101,20 @@ template <int C> struct SoftmaxLoss {
     }
   }
 
-  // e becomes the gradient: factor of the position times its e, less what `less` says.
+  // The gradient: factor of the position times its e, less what `less` says.
   template <class Number> MEMBER void gradients(const float* __restrict factor, Number less) {
-    float* __restrict e = b.e;
+    const float* e = b.e;
+    float* to = g;  // e itself, or memory of its own
     if (planar()) {
-      for (int64_t c = 0; c < classes(); c++) for (int64_t i = 0; i < n; i++) e[c * n + i] = factor[i] * e[c * n + i] - less(c * n + i, i, c);
+      for (int64_t c = 0; c < classes(); c++) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) to[c * n + i] = factor[i] * e[c * n + i] - less(c * n + i, i, c);
+      }
       return;
     }
     for (int64_t i = 0; i < n; i++) {
-      for (int64_t c = 0; c < classes(); c++) e[i * classes() + c] = factor[i] * e[i * classes() + c] - less(i * classes() + c, i, c);
+#pragma omp simd
+      for (int64_t c = 0; c < classes(); c++) to[i * classes() + c] = factor[i] * e[i * classes() + c] - less(i * classes() + c, i, c);
     }
   }
 
@@ -166,7 +186,7 @@ template <int C> struct SoftmaxLoss {
     for (int64_t i = 0; i < n; i++) {
       if (b.own[i] < 0) continue;
       const float own_weight = class_weight && smoothing != 0.0f ? class_weight[a.index[position + i]] : 1.0f;
-      b.e[b.own[i]] = b.at_own[i] + b.w[i] * scale * per_class * (all - own_weight);
+      g[b.own[i]] = b.at_own[i] + b.w[i] * scale * per_class * (all - own_weight);
     }
   }
 
@@ -222,8 +242,8 @@ template <int C> struct SoftmaxLoss {
     if (!a.grad) return;
     gradients(b.by_p, [](int64_t, int64_t, int64_t) __attribute__((always_inline)) { return 0.0f; });
     for (int64_t i = 0; i < n; i++) {
-      b.e[b.own[i]] -= b.w[i] * scale * (1.0f - b.share[i]);
-      b.e[b.own[i] + 1] -= b.w[i] * scale * b.share[i];
+      g[b.own[i]] -= b.w[i] * scale * (1.0f - b.share[i]);
+      g[b.own[i] + 1] -= b.w[i] * scale * b.share[i];
     }
   }
 
@@ -232,14 +252,14 @@ template <int C> struct SoftmaxLoss {
     n = count;
     memory = first_number;
     positions();
-    load_tile(a.x, a.type, b.gap);
+    find_tile();
     gaps();
     exponentials();
     if constexpr (C != 0) with_distance();
     else if (a.op == Softmax::DISTRIBUTION) with_distance();
     else if (a.index) with_index();
     else with_dense();
-    if (a.grad) store_tile(b.e);
+    if (a.grad) store_tile(g);
     if (a.out) for (int64_t i = 0; i < n; i++) a.out[position + i] = b.loss[i];
   }
 

@@ -9,8 +9,17 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import Layout, class_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh_like, pointer, readable, spread_out
-from detloss.kernels.native.library import library
+from detloss.kernels.native.arguments import (
+    TYPES,
+    as_fp32,
+    as_target,
+    fresh_like,
+    launch,
+    losses_of,
+    pointer,
+    readable,
+    spread_out,
+)
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -41,8 +50,8 @@ def _bins(pred: Tensor) -> Layout:
     return Layout(pred.numel() // pred.shape[-1], pred.shape[-1], 1, tuple(range(pred.ndim)))
 
 
-def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[float, bool, Tensor | None]:
-    """Sum of the weighted losses, whether a target is outside its range, and the gradient or, with ``each``, the losses."""
+def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[Tensor, bool, Tensor | None]:
+    """Scaled sum of the weighted losses, whether a target is out of range, and the gradient or, with ``each``, the losses."""
     bins = call.op == "distribution_focal"
     layout = _bins(call.pred) if bins else class_layout(call.pred)
     pred = in_order(call.pred, layout)
@@ -51,7 +60,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     above, _ = spread_out(upstream, call, layout, True)
     index = None if call.index is None else call.index.to(torch.int64).contiguous()
     class_weight, alpha = as_fp32(call.class_weight), as_fp32(call.alpha)
-    result = fresh_like(pred) if need_grad else torch.empty(loss_shape(call), dtype=torch.float32) if each else None
+    result = fresh_like(pred) if need_grad else losses_of(loss_shape(call)) if each else None
     gamma, smoothing = (*call.numbers, 0.0, 0.0)[:2] if call.op == "softmax_focal" else (0.0, *call.numbers, 0.0)[:2]
     arguments = _Softmax(
         pointer(pred), pointer(index), pointer(target), pointer(weight), pointer(above), pointer(class_weight), pointer(alpha),
@@ -60,6 +69,5 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype], DISTRIBUTION if bins else CLASSES,
         gamma, smoothing, scale,
     )  # fmt: skip
-    total = ctypes.c_double()
-    bad = library().detloss_softmax(ctypes.byref(arguments), torch.get_num_threads(), ctypes.byref(total))
-    return total.value, bool(bad), restored(result, layout) if result is not None and need_grad else result
+    total, bad = launch("detloss_softmax", arguments, scale)
+    return total, bad, restored(result, layout) if result is not None and need_grad else result
