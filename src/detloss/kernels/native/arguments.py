@@ -19,7 +19,6 @@ __all__ = [
     "fresh",
     "fresh_like",
     "launch",
-    "losses_of",
     "pointer",
     "readable",
     "spread_out",
@@ -29,7 +28,7 @@ __all__ = [
 LARGE = 8 << 20
 _large_pages = os.environ.get("DETLOSS_LARGE_PAGES", "1").strip() != "0"
 
-CPU = torch.device("cpu")  # named in full, because the default device may be another
+CPU = torch.device("cpu")
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -45,7 +44,7 @@ def as_fp32(x: Tensor | None) -> Tensor | None:
 
 def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Memory on the CPU, not yet written, whatever the default dtype and device are."""
-    return torch.empty(*shape, dtype=dtype, device="cpu")
+    return torch.empty(shape, dtype=dtype, device=CPU)
 
 
 def fresh_like(pred: Tensor) -> Tensor:
@@ -56,14 +55,9 @@ def fresh_like(pred: Tensor) -> Tensor:
     return grad
 
 
-def losses_of(shape: tuple[int, ...]) -> Tensor:
-    """Memory for element-wise losses, not yet written."""
-    return torch.empty(shape, dtype=torch.float32, device=CPU)
-
-
 def launch(kernel: str, arguments: ctypes.Structure, scale: float) -> tuple[Tensor, bool]:
     """Run a kernel; its sum times ``scale`` (0-dim fp32), and whether a target is outside its range."""
-    total = losses_of(())  # written by the kernel: a tensor made from a number takes three times as long
+    total = fresh()  # written by the kernel: a tensor made from a number takes three times as long
     bad = getattr(library(), kernel)(ctypes.byref(arguments), torch.get_num_threads(), scale, total.data_ptr())
     return total, bool(bad)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import BOX_OPS, Call
-from detloss.kernels.native.arguments import TYPES, as_fp32, fresh_like, launch, losses_of, pointer, readable
+from detloss.kernels.native.arguments import TYPES, as_fp32, fresh, fresh_like, launch, pointer, readable
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -46,7 +46,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         raise TypeError(f"{call.op}: boxes to compare with are missing")
     target = readable(target).contiguous()
     weight, above = _per_row(call.weight, pred.shape), _per_row(upstream, pred.shape)
-    result = fresh_like(pred) if need_grad else losses_of(pred.shape[:-1]) if each else None
+    result = fresh_like(pred) if need_grad else fresh(*pred.shape[:-1]) if each else None
     address = pointer(result)
     eps, box_format, *extra = call.numbers
     kind = int(extra[0]) if call.op == "iou" else _KINDS[call.op]

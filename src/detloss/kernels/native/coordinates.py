@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call
 from detloss.kernels.layout import element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_target, fresh_like, launch, losses_of, pointer, spread_out
+from detloss.kernels.native.arguments import TYPES, as_target, fresh, fresh_like, launch, pointer, spread_out
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -41,7 +41,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         raise TypeError(f"{call.op}: the target is missing")
     weight, _ = spread_out(call.weight, call, layout, False)
     above = None if upstream is None else in_order(upstream.to(torch.float32), layout)
-    result = fresh_like(pred) if need_grad else losses_of(pred.shape) if each else None
+    result = fresh_like(pred) if need_grad else fresh(*pred.shape) if each else None
     per_weight = 1 if weight is None else pred.numel() // weight.numel()
     arguments = _Coordinates(
         pointer(pred), pointer(target), pointer(weight), pointer(above),

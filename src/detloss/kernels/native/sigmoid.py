@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import ELEMENT, POSITION, class_layout, element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh_like, launch, losses_of, pointer, spread_out
+from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh, fresh_like, launch, pointer, spread_out
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -74,7 +74,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     if need_grad:
         result = fresh_like(pred)
     elif each:
-        result = losses_of(loss_shape(call) if lost else pred.shape)
+        result = fresh(*(loss_shape(call) if lost else pred.shape))
     arguments = _Sigmoid(
         x=pointer(pred), index=pointer(index), target=pointer(target), score=pointer(score), weight=pointer(weight),
         upstream=pointer(above), class_weight=pointer(class_weight), alpha=pointer(alpha),

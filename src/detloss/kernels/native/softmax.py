@@ -13,9 +13,9 @@ from detloss.kernels.native.arguments import (
     TYPES,
     as_fp32,
     as_target,
+    fresh,
     fresh_like,
     launch,
-    losses_of,
     pointer,
     readable,
     spread_out,
@@ -60,7 +60,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     above, _ = spread_out(upstream, call, layout, True)
     index = None if call.index is None else call.index.to(torch.int64).contiguous()
     class_weight, alpha = as_fp32(call.class_weight), as_fp32(call.alpha)
-    result = fresh_like(pred) if need_grad else losses_of(loss_shape(call)) if each else None
+    result = fresh_like(pred) if need_grad else fresh(*loss_shape(call)) if each else None
     gamma, smoothing = (*call.numbers, 0.0, 0.0)[:2] if call.op == "softmax_focal" else (0.0, *call.numbers, 0.0)[:2]
     arguments = _Softmax(
         pointer(pred), pointer(index), pointer(target), pointer(weight), pointer(above), pointer(class_weight), pointer(alpha),
