@@ -1,0 +1,94 @@
+"""The criteria of transformers' DETR, YOLOS, Table Transformer and Deformable, Conditional, DAB-DETR: same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detloss.compat.patches.detr_layers import Truth, class_labels, match_layers, pair_terms
+from detloss.compat.patches.transformers_matching import Labels, alike, assigner_of, pairs_by_image, stock_name
+from detloss.functional.classification import cross_entropy_loss
+from detloss.functional.focal import sigmoid_focal_loss
+
+__all__ = ["image_losses"]
+
+Function = Callable[..., Any]
+Layers = Sequence[Mapping[str, Tensor]]
+SOFTMAX, FOCAL = "ImageLoss", "DeformableDetrImageLoss"
+LOSSES = {"labels", "boxes", "cardinality", "masks"}
+
+
+def image_losses(original: Function) -> Function:
+    """``ImageLoss.forward``, which ``DeformableDetrImageLoss`` inherits: all layers matched in one call."""
+
+    def forward(self: Any, outputs: Mapping[str, Any], targets: Labels) -> Any:
+        layers = [outputs, *outputs.get("auxiliary_outputs", ())]
+        assigner = assigner_of(self.matcher)
+        if assigner is None or not _covered(self, layers):
+            return original(self, outputs, targets)
+        boxes = torch.stack([layer["pred_boxes"] for layer in layers])
+        logits = torch.stack([layer["logits"].detach() for layer in layers])
+        truth = Truth.of(targets, boxes)
+        index = match_layers(assigner, logits, boxes, truth)
+        number = _objects_per_rank(targets, boxes.device)
+        terms: dict[str, Sequence[Tensor]] = {}
+        for loss in self.losses:
+            if loss == "labels":
+                terms["loss_ce"] = _class_terms(self, layers, class_labels(index, truth, self.num_classes), number)
+            elif loss == "boxes":
+                distance, shared = pair_terms(boxes, index, truth)
+                terms |= {"loss_bbox": (distance / number).unbind(), "loss_giou": (shared / number).unbind()}
+            elif loss == "cardinality":
+                terms["cardinality_error"] = _count_errors(self, logits, truth).unbind()
+            else:  # of the last layer only
+                masks = self.loss_masks(outputs, targets, pairs_by_image(index[:1])[0], number)
+                terms |= {name: (value,) for name, value in masks.items()}
+        suffixes = ["", *(f"_{k}" for k in range(len(layers) - 1))]
+        return {
+            name + suffix: values[k] for k, suffix in enumerate(suffixes) for name, values in terms.items() if k < len(values)
+        }
+
+    return forward
+
+
+def _covered(criterion: Any, layers: Layers) -> bool:
+    """Whether the criterion is one of theirs with the losses known here, and the layers fit it and one another."""
+    name = stock_name(criterion)
+    columns = criterion.num_classes + (name == SOFTMAX)
+    if name not in (SOFTMAX, FOCAL) or not set(criterion.losses) <= LOSSES or layers[0]["logits"].shape[-1] != columns:
+        return False
+    return alike(layers, ("logits", "pred_boxes")) and (name == SOFTMAX or criterion.focal_alpha <= 1)
+
+
+def _objects_per_rank(targets: Labels, device: torch.device) -> float | Tensor:
+    """What the box terms are divided by, averaged over ranks by accelerate the way they do, at least 1."""
+    from transformers.loss import loss_for_object_detection as theirs
+
+    number = float(sum(len(target["class_labels"]) for target in targets))
+    if not theirs.is_accelerate_available() or theirs.PartialState._shared_state == {}:
+        return max(number, 1.0)
+    total: Tensor = theirs.reduce(torch.tensor([number], device=device))
+    return (total / theirs.PartialState().num_processes).clamp(min=1).squeeze(0)
+
+
+def _class_terms(criterion: Any, layers: Layers, labels: Tensor, number: float | Tensor) -> list[Tensor]:
+    """``loss_ce`` of every layer: softmax with a light background, or focal."""
+    pairs = [(layer["logits"].flatten(0, 1), own.flatten()) for layer, own in zip(layers, labels, strict=True)]
+    if stock_name(criterion) == SOFTMAX:
+        weight = criterion.empty_weight
+        return [cross_entropy_loss(x, y, class_weight=weight, avg_factor=weight[y].sum()) for x, y in pairs]
+    alpha = criterion.focal_alpha if criterion.focal_alpha >= 0 else None
+    return [sigmoid_focal_loss(x, y, alpha=alpha, avg_factor=number) for x, y in pairs]
+
+
+@torch.no_grad()
+def _count_errors(criterion: Any, logits: Tensor, truth: Truth) -> Tensor:
+    """``[L]`` mean over images of |queries that find something − objects|."""
+    if stock_name(criterion) == SOFTMAX:
+        something = logits.argmax(-1) != logits.shape[-1] - 1
+    else:
+        something = logits.amax(-1).sigmoid() > 0.5
+    return (something.sum(2).float() - truth.counts.float()).abs().mean(1)
