@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from detloss.compat.patches.registry import PatchMismatchError, Plan, Replacement, version_of
 from detloss.compat.patches.transformers_detr import image_losses
+from detloss.compat.patches.transformers_lw_detr import group_losses
 from detloss.compat.patches.transformers_matching import matched_pairs
 from detloss.compat.patches.transformers_rtdetr import dense_set_losses, set_losses
 
 __all__ = ["plan"]
 
-LEFT: dict[str, str] = {}
+LEFT = {
+    "transformers.loss.loss_for_object_detection.ImageLoss.loss_masks": "the mask terms of panoptic DETR; its other terms are replaced",
+    "transformers.loss.loss_deimv2.Deimv2Loss._get_dense_o2o_indices": "the union of the matches, whose order among ties is theirs",
+    "transformers.loss.loss_grounding_dino.GroundingDinoForObjectDetectionLoss": "its classes are tokens of a text",
+    "transformers.loss.loss_rf_detr.RfDetrForSegmentationLoss": "its matcher compares masks at random points; RF-DETR for boxes is replaced",
+}
 # Fingerprints of transformers 5.24.0; "missing" stands for a method that the class inherits.
 KNOWN: dict[str, tuple[str, ...]] = {
     "transformers.loss.loss_for_object_detection.ImageLoss.forward": ("be74b6522c02",),
     "transformers.loss.loss_rt_detr.RTDetrLoss.forward": ("742346f63618",),
     "transformers.loss.loss_deimv2.Deimv2Loss.forward": ("90f22e0bf046",),
+    "transformers.loss.loss_lw_detr.LwDetrImageLoss.forward": ("a0551f96e48e",),
     "transformers.loss.loss_for_object_detection.HungarianMatcher.forward": ("058762fee07a",),
     "transformers.loss.loss_deformable_detr.DeformableDetrHungarianMatcher.forward": ("57d7c1bd3f40",),
     "transformers.loss.loss_rt_detr.RTDetrHungarianMatcher.forward": ("6e08449ef900",),
+    "transformers.loss.loss_lw_detr.LwDetrHungarianMatcher.forward": ("c5d2baae16e7",),
     "transformers.loss.loss_for_object_detection.ImageLoss.loss_labels": ("0a4ffb9d5a20",),
     "transformers.loss.loss_for_object_detection.ImageLoss.loss_cardinality": ("91f437e363bc",),
     "transformers.loss.loss_for_object_detection.ImageLoss.loss_boxes": ("d0e7b95be934",),
@@ -42,6 +50,10 @@ KNOWN: dict[str, tuple[str, ...]] = {
     "transformers.loss.loss_deimv2.Deimv2Loss.loss_local": ("missing",),
     "transformers.loss.loss_deimv2.Deimv2Loss._get_dense_o2o_indices": ("3ffd5131775c",),
     "transformers.loss.loss_deimv2.Deimv2Loss.get_loss": ("22144ed6d25d",),
+    "transformers.loss.loss_lw_detr.LwDetrImageLoss.loss_labels": ("7e623a00e9d8",),
+    "transformers.loss.loss_lw_detr.LwDetrImageLoss.loss_cardinality": ("03847cc11160",),
+    "transformers.loss.loss_lw_detr.LwDetrImageLoss.loss_boxes": ("d0e7b95be934",),
+    "transformers.loss.loss_lw_detr.LwDetrImageLoss.get_loss": ("77b99481e68f",),
     "transformers.loss.loss_d_fine.bbox2distance": ("b6635771593e",),
     "transformers.loss.loss_d_fine.translate_gt": ("9ae98767fb96",),
     "transformers.loss.loss_d_fine.weighting_function": ("1281e9bcc9c3",),
@@ -60,6 +72,7 @@ def plan() -> Plan:
         from transformers.loss import loss_deformable_detr as deformable
         from transformers.loss import loss_deimv2 as deimv2
         from transformers.loss import loss_for_object_detection as detr
+        from transformers.loss import loss_lw_detr as lw_detr
         from transformers.loss import loss_rt_detr as rt_detr
     except ImportError as error:
         if error.name == "transformers" and isinstance(error, ModuleNotFoundError):
@@ -74,9 +87,11 @@ def plan() -> Plan:
             Replacement(detr.ImageLoss, "forward", image_losses),
             Replacement(rt_detr.RTDetrLoss, "forward", set_losses),
             Replacement(deimv2.Deimv2Loss, "forward", dense_set_losses),
+            Replacement(lw_detr.LwDetrImageLoss, "forward", group_losses),
             Replacement(detr.HungarianMatcher, "forward", matched_pairs),
             Replacement(deformable.DeformableDetrHungarianMatcher, "forward", matched_pairs),
             Replacement(rt_detr.RTDetrHungarianMatcher, "forward", matched_pairs),
+            Replacement(lw_detr.LwDetrHungarianMatcher, "forward", matched_pairs),
         ),
         relied_on=(
             *((detr.ImageLoss, name) for name in ("loss_labels", "loss_cardinality", "loss_boxes", "get_loss")),
@@ -88,6 +103,7 @@ def plan() -> Plan:
             *((deimv2.Deimv2Loss, name) for name in (
                 "loss_labels_vfl", "loss_labels_mal", "loss_boxes", "loss_local", "_get_dense_o2o_indices", "get_loss",
             )),
+            *((lw_detr.LwDetrImageLoss, name) for name in ("loss_labels", "loss_cardinality", "loss_boxes", "get_loss")),
             *((d_fine, name) for name in ("bbox2distance", "translate_gt", "weighting_function")),
             *((detr, name) for name in ("sigmoid_focal_loss", "box_iou", "generalized_box_iou")),
             (image_transforms, "center_to_corners_format"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,10 +14,11 @@ from detloss.compat.patches.transformers_matching import Labels, alike, assigner
 from detloss.functional.classification import cross_entropy_loss
 from detloss.functional.focal import sigmoid_focal_loss
 
-__all__ = ["image_losses"]
+__all__ = ["LayerSet", "by_layer", "image_losses"]
 
 Function = Callable[..., Any]
 Layers = Sequence[Mapping[str, Tensor]]
+ClassTerms: TypeAlias = "Callable[[Any, LayerSet, Tensor, float | Tensor], Sequence[Tensor]]"
 SOFTMAX, FOCAL = "ImageLoss", "DeformableDetrImageLoss"
 LOSSES = {"labels", "boxes", "cardinality", "masks"}
 
@@ -29,29 +31,68 @@ def image_losses(original: Function) -> Function:
         assigner = assigner_of(self.matcher)
         if assigner is None or not _covered(self, layers):
             return original(self, outputs, targets)
-        boxes = torch.stack([layer["pred_boxes"] for layer in layers])
-        logits = torch.stack([layer["logits"].detach() for layer in layers])
-        truth = Truth.of(targets, boxes)
-        index = match_layers(assigner, logits, boxes, truth)
-        number = _objects_per_rank(targets, boxes.device)
-        terms: dict[str, Sequence[Tensor]] = {}
-        for loss in self.losses:
-            if loss == "labels":
-                terms["loss_ce"] = _class_terms(self, layers, class_labels(index, truth, self.num_classes), number)
-            elif loss == "boxes":
-                distance, shared = pair_terms(boxes, index, truth)
-                terms |= {"loss_bbox": (distance / number).unbind(), "loss_giou": (shared / number).unbind()}
-            elif loss == "cardinality":
-                terms["cardinality_error"] = _count_errors(self, logits, truth).unbind()
-            else:  # of the last layer only
-                masks = self.loss_masks(outputs, targets, pairs_by_image(index[:1])[0], number)
-                terms |= {name: (value,) for name, value in masks.items()}
-        suffixes = ["", *(f"_{k}" for k in range(len(layers) - 1))]
-        return {
-            name + suffix: values[k] for k, suffix in enumerate(suffixes) for name, values in terms.items() if k < len(values)
-        }
+        scene = LayerSet.of(layers, targets)
+        index = match_layers(assigner, scene.logits, scene.boxes, scene.truth)
+        number = _objects_per_rank(targets, index.device)
+        terms = scene.terms(self, index, number, _class_terms)
+        if "masks" in self.losses:  # of the last layer only
+            masks = self.loss_masks(outputs, targets, pairs_by_image(index[:1])[0], number)
+            terms |= {name: (value,) for name, value in masks.items()}
+        return by_layer(terms, ["", *(f"_{k}" for k in range(len(layers) - 1))])
 
     return forward
+
+
+@dataclass(frozen=True)
+class LayerSet:
+    """L layers of one shape, their logits side by side without gradient and their boxes with it, and the objects."""
+
+    layers: Layers
+    logits: Tensor
+    boxes: Tensor
+    truth: Truth
+
+    @classmethod
+    def of(cls, layers: Layers, targets: Labels) -> LayerSet:
+        """From the outputs of the layers and the labels as a model gets them."""
+        boxes = torch.stack([layer["pred_boxes"] for layer in layers])
+        return cls(layers, torch.stack([layer["logits"].detach() for layer in layers]), boxes, Truth.of(targets, boxes))
+
+    def terms(self, criterion: Any, index: Tensor, number: float | Tensor, class_terms: ClassTerms) -> dict[str, Sequence[Tensor]]:
+        """Name → one value per layer, of the losses that the criterion lists, masks left out.
+
+        Args:
+            criterion: theirs.
+            index: ``[L, B, Q]`` object of every query; −1 for none.
+            number: divides the terms.
+            class_terms: (criterion, layers, index, number) → ``loss_ce`` of every layer.
+        """
+        found: dict[str, Sequence[Tensor]] = {}
+        for loss in criterion.losses:
+            if loss == "labels":
+                found["loss_ce"] = class_terms(criterion, self, index, number)
+            elif loss == "boxes":
+                distance, shared = pair_terms(self.boxes, index, self.truth)
+                found |= {"loss_bbox": (distance / number).unbind(), "loss_giou": (shared / number).unbind()}
+            elif loss == "cardinality":
+                found["cardinality_error"] = self._count_errors(stock_name(criterion) == SOFTMAX).unbind()
+        return found
+
+    @torch.no_grad()
+    def _count_errors(self, softmax: bool) -> Tensor:
+        """``[L]`` mean over images of |queries that find something − objects|."""
+        if softmax:
+            something = self.logits.argmax(-1) != self.logits.shape[-1] - 1
+        else:
+            something = self.logits.amax(-1).sigmoid() > 0.5
+        return (something.sum(2).float() - self.truth.counts.float()).abs().mean(1)
+
+
+def by_layer(terms: Mapping[str, Sequence[Tensor]], suffixes: Sequence[str]) -> dict[str, Tensor]:
+    """All terms of the first layer, then of the second …, under their names with the suffix of the layer."""
+    return {
+        name + suffix: values[k] for k, suffix in enumerate(suffixes) for name, values in terms.items() if k < len(values)
+    }
 
 
 def _covered(criterion: Any, layers: Layers) -> bool:
@@ -74,21 +115,12 @@ def _objects_per_rank(targets: Labels, device: torch.device) -> float | Tensor:
     return (total / theirs.PartialState().num_processes).clamp(min=1).squeeze(0)
 
 
-def _class_terms(criterion: Any, layers: Layers, labels: Tensor, number: float | Tensor) -> list[Tensor]:
-    """``loss_ce`` of every layer: softmax with a light background, or focal."""
-    pairs = [(layer["logits"].flatten(0, 1), own.flatten()) for layer, own in zip(layers, labels, strict=True)]
+def _class_terms(criterion: Any, scene: LayerSet, index: Tensor, number: float | Tensor) -> list[Tensor]:
+    """Softmax with a light background, or focal."""
+    labels = class_labels(index, scene.truth, criterion.num_classes)
+    pairs = [(layer["logits"].flatten(0, 1), own.flatten()) for layer, own in zip(scene.layers, labels, strict=True)]
     if stock_name(criterion) == SOFTMAX:
         weight = criterion.empty_weight
         return [cross_entropy_loss(x, y, class_weight=weight, avg_factor=weight[y].sum()) for x, y in pairs]
     alpha = criterion.focal_alpha if criterion.focal_alpha >= 0 else None
     return [sigmoid_focal_loss(x, y, alpha=alpha, avg_factor=number) for x, y in pairs]
-
-
-@torch.no_grad()
-def _count_errors(criterion: Any, logits: Tensor, truth: Truth) -> Tensor:
-    """``[L]`` mean over images of |queries that find something − objects|."""
-    if stock_name(criterion) == SOFTMAX:
-        something = logits.argmax(-1) != logits.shape[-1] - 1
-    else:
-        something = logits.amax(-1).sigmoid() > 0.5
-    return (something.sum(2).float() - truth.counts.float()).abs().mean(1)

@@ -12,7 +12,7 @@ from torch import Tensor
 from detloss.assigners.hungarian import HungarianAssigner
 from detloss.compat.patches.detr_layers import Truth, match_layers
 
-__all__ = ["Labels", "alike", "assigner_of", "matched_pairs", "pairs_by_image", "stock_name"]
+__all__ = ["Labels", "alike", "assigner_of", "match_groups", "matched_pairs", "pairs_by_image", "stock_name"]
 
 Function = Callable[..., Any]
 Labels = Sequence[Mapping[str, Tensor]]
@@ -21,25 +21,37 @@ COSTS = ("class_cost", "bbox_cost", "giou_cost")
 
 
 def matched_pairs(original: Function) -> Function:
-    """``forward`` of a matcher: costs of the queries of an image with its own objects only."""
+    """``forward`` of a matcher: costs of the queries of an image with its own objects only.
+
+    That of LW-DETR has the further argument ``group_detr``, a number of groups of queries that are matched one by one.
+    """
 
     @torch.no_grad()
-    def forward(self: Any, outputs: Mapping[str, Tensor], targets: Labels) -> Any:
+    def forward(self: Any, outputs: Mapping[str, Tensor], targets: Labels, *group_detr: int, **groups: int) -> Any:
         assigner, logits = assigner_of(self), outputs["logits"]
-        if assigner is None:
-            return original(self, outputs, targets)
+        number = sum((*group_detr, *groups.values())) or 1
+        if assigner is None or logits.shape[1] % number:
+            return original(self, outputs, targets, *group_detr, **groups)
         truth = Truth.of(targets, outputs["pred_boxes"])
-        index = match_layers(assigner, logits.unsqueeze(0), outputs["pred_boxes"].unsqueeze(0), truth)
+        index = match_groups(assigner, logits.unsqueeze(0), outputs["pred_boxes"].unsqueeze(0), truth, number)
         return pairs_by_image(index)[0]
 
     return forward
 
 
+def match_groups(assigner: HungarianAssigner, scores: Tensor, boxes: Tensor, truth: Truth, groups: int) -> Tensor:
+    """As :func:`match_layers`, each of ``groups`` equal parts of the queries on its own."""
+    layers, images, queries = scores.shape[:3]
+    parts = [x.reshape(layers, images, groups, queries // groups, -1).transpose(1, 2).flatten(0, 1) for x in (scores, boxes)]
+    index = match_layers(assigner, *parts, truth)
+    return index.reshape(layers, groups, images, -1).transpose(1, 2).reshape(layers, images, queries)
+
+
 def assigner_of(matcher: Any) -> HungarianAssigner | None:
     """The assigner that is equal to a matcher of transformers; ``None`` for classes of others, and for negative costs."""
     name, alpha, gamma = stock_name(matcher), 0.25, 2.0
-    if name in ("HungarianMatcher", "DeformableDetrHungarianMatcher"):
-        focal = name.startswith("Deformable")
+    if name in ("HungarianMatcher", "DeformableDetrHungarianMatcher", "LwDetrHungarianMatcher"):
+        focal = name != "HungarianMatcher"
     elif name == "RTDetrHungarianMatcher":
         focal, alpha, gamma = matcher.use_focal_loss, matcher.alpha, matcher.gamma
     else:
