@@ -229,6 +229,14 @@ class OwnCriterion(loss_for_object_detection.ImageLoss):
         return {name: 2 * value for name, value in super().loss_boxes(*arguments).items()}
 
 
+def check_same(call: Callable[[], dict[str, Tensor]]) -> None:
+    """Bit by bit, as the functions are theirs."""
+    want = call()
+    with detloss.patch("transformers"):
+        got = call()
+    assert {name: value.tolist() for name, value in got.items()} == {name: value.tolist() for name, value in want.items()}
+
+
 def test_classes_of_users_keep_their_rules() -> None:
     torch.manual_seed(0)
     targets, outputs = labels_of((3, 2)), {"logits": logits(2, QUERIES, CLASSES + 1), "pred_boxes": boxes(2, QUERIES)}
@@ -238,10 +246,7 @@ def test_classes_of_users_keep_their_rules() -> None:
     doubled = OwnCriterion(stock.HungarianMatcher(1, 5, 2), CLASSES, 0.1, losses)
     strange = stock.ImageLoss(stock.HungarianMatcher(-1, 5, 2), CLASSES, 0.1, losses)  # a cost below 0 has no counterpart
     for criterion in (theirs, doubled, strange):
-        want = criterion(outputs, targets)
-        with detloss.patch("transformers"):
-            got = criterion(outputs, targets)
-        assert {name: float(value) for name, value in got.items()} == {name: float(value) for name, value in want.items()}
+        check_same(lambda criterion=criterion: criterion(outputs, targets))
 
 
 def test_grounding_dino_runs_its_own_criterion() -> None:
@@ -255,16 +260,13 @@ def test_grounding_dino_runs_its_own_criterion() -> None:
     }  # fmt: skip
     matcher = loss_grounding_dino.GroundingDinoHungarianMatcher(1, 5, 2)
     criterion = loss_grounding_dino.GroundingDinoImageLoss(matcher, 0.25, ["labels", "boxes", "cardinality"])
-    want = criterion(outputs, targets)
-    with detloss.patch("transformers"):
-        got = criterion(outputs, targets)
-    assert {name: float(value) for name, value in got.items()} == {name: float(value) for name, value in want.items()}
+    check_same(lambda: criterion(outputs, targets))
 
 
-@pytest.mark.parametrize(("name", "least"), [("detr", 1.3), ("rt_detr", 1.5), ("deimv2", 3.0)])
+@pytest.mark.parametrize(("name", "least"), [("detr", 2.0), ("rt_detr", 2.0)])
 def test_memory_falls(name: str, least: float) -> None:
     torch.manual_seed(0)
-    call, inputs = CASES[name]((30,) * 8)
+    call, inputs = CASES[name]((12,) * 8)
     peaks = []
     for patched in (False, True):
         with LiveBytes() as live:

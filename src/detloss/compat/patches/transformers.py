@@ -1,4 +1,4 @@
-"""What ``patch("transformers")`` replaces: criteria and matchers of DETR, Deformable DETR, RT-DETR, D-FINE and their relatives."""
+"""What ``patch("transformers")`` replaces: criteria and matchers of DETR, RT-DETR, D-FINE and their relatives."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from detloss.compat.patches.transformers_rtdetr import dense_set_losses, set_los
 __all__ = ["plan"]
 
 LEFT = {
-    "transformers.loss.loss_for_object_detection.ImageLoss.loss_masks": "the mask terms of panoptic DETR; its other terms are replaced",
-    "transformers.loss.loss_deimv2.Deimv2Loss._get_dense_o2o_indices": "the union of the matches, whose order among ties is theirs",
+    "transformers.loss.loss_for_object_detection.ImageLoss.loss_masks": "the masks of panoptic DETR; the rest is replaced",
+    "transformers.loss.loss_deimv2.Deimv2Loss._get_dense_o2o_indices": "the union of matches, whose order among ties is theirs",
     "transformers.loss.loss_grounding_dino.GroundingDinoForObjectDetectionLoss": "its classes are tokens of a text",
-    "transformers.loss.loss_rf_detr.RfDetrForSegmentationLoss": "its matcher compares masks at random points; RF-DETR for boxes is replaced",
+    "transformers.loss.loss_rf_detr.RfDetrForSegmentationLoss": "it matches masks at random points; RF-DETR for boxes is replaced",
 }
 # Fingerprints of transformers 5.24.0; "missing" stands for a method that the class inherits.
 KNOWN: dict[str, tuple[str, ...]] = {
@@ -95,7 +95,9 @@ def plan() -> Plan:
         ),
         relied_on=(
             *((detr.ImageLoss, name) for name in ("loss_labels", "loss_cardinality", "loss_boxes", "get_loss")),
-            *((deformable.DeformableDetrImageLoss, name) for name in ("forward", "loss_labels", "loss_cardinality", "loss_boxes")),
+            *((deformable.DeformableDetrImageLoss, name) for name in (
+                "forward", "loss_labels", "loss_cardinality", "loss_boxes",
+            )),
             *((rt_detr.RTDetrLoss, name) for name in ("loss_labels_vfl", "loss_boxes", "get_loss", "get_cdn_matched_indices")),
             *((d_fine.DFineLoss, name) for name in (
                 "forward", "loss_labels_vfl", "loss_boxes", "loss_local", "unimodal_distribution_focal_loss", "get_loss",

@@ -58,7 +58,9 @@ class LayerSet:
         boxes = torch.stack([layer["pred_boxes"] for layer in layers])
         return cls(layers, torch.stack([layer["logits"].detach() for layer in layers]), boxes, Truth.of(targets, boxes))
 
-    def terms(self, criterion: Any, index: Tensor, number: float | Tensor, class_terms: ClassTerms) -> dict[str, Sequence[Tensor]]:
+    def terms(
+        self, criterion: Any, index: Tensor, number: float | Tensor, class_terms: ClassTerms
+    ) -> dict[str, Sequence[Tensor]]:
         """Name → one value per layer, of the losses that the criterion lists, masks left out.
 
         Args:
@@ -81,18 +83,14 @@ class LayerSet:
     @torch.no_grad()
     def _count_errors(self, softmax: bool) -> Tensor:
         """``[L]`` mean over images of |queries that find something − objects|."""
-        if softmax:
-            something = self.logits.argmax(-1) != self.logits.shape[-1] - 1
-        else:
-            something = self.logits.amax(-1).sigmoid() > 0.5
+        last = self.logits.shape[-1] - 1
+        something = self.logits.argmax(-1) != last if softmax else self.logits.amax(-1).sigmoid() > 0.5
         return (something.sum(2).float() - self.truth.counts.float()).abs().mean(1)
 
 
 def by_layer(terms: Mapping[str, Sequence[Tensor]], suffixes: Sequence[str]) -> dict[str, Tensor]:
     """All terms of the first layer, then of the second …, under their names with the suffix of the layer."""
-    return {
-        name + suffix: values[k] for k, suffix in enumerate(suffixes) for name, values in terms.items() if k < len(values)
-    }
+    return {name + suffix: values[k] for k, suffix in enumerate(suffixes) for name, values in terms.items() if k < len(values)}
 
 
 def _covered(criterion: Any, layers: Layers) -> bool:
@@ -106,8 +104,9 @@ def _covered(criterion: Any, layers: Layers) -> bool:
 
 def _objects_per_rank(targets: Labels, device: torch.device) -> float | Tensor:
     """What the box terms are divided by, averaged over ranks by accelerate the way they do, at least 1."""
-    from transformers.loss import loss_for_object_detection as theirs
+    from transformers.loss import loss_for_object_detection
 
+    theirs: Any = loss_for_object_detection
     number = float(sum(len(target["class_labels"]) for target in targets))
     if not theirs.is_accelerate_available() or theirs.PartialState._shared_state == {}:
         return max(number, 1.0)

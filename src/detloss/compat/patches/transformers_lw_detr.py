@@ -54,7 +54,7 @@ def _objects_per_rank(number: int, device: torch.device) -> float | Tensor:
 
 
 def _class_terms(criterion: Any, scene: LayerSet, index: Tensor, number: float | Tensor) -> list[Tensor]:
-    """BCE(x, q) in the column of a query's class with q = max(σ(x)^α IoU^(1−α), 0.01) held constant, σ(x)² BCE(x, 0) elsewhere."""
+    """BCE(x, q) in the column of a query's class, q = max(σ(x)^α IoU^(1−α), 0.01) held constant; σ(x)² BCE(x, 0) elsewhere."""
     alpha, found = criterion.focal_alpha, []
     labels = class_labels(index, scene.truth, criterion.num_classes)
     for layer, label, score in zip(scene.layers, labels, matched_iou(scene.boxes.detach(), index, scene.truth), strict=True):

@@ -42,8 +42,11 @@ def matched_pairs(original: Function) -> Function:
 def match_groups(assigner: HungarianAssigner, scores: Tensor, boxes: Tensor, truth: Truth, groups: int) -> Tensor:
     """As :func:`match_layers`, each of ``groups`` equal parts of the queries on its own."""
     layers, images, queries = scores.shape[:3]
-    parts = [x.reshape(layers, images, groups, queries // groups, -1).transpose(1, 2).flatten(0, 1) for x in (scores, boxes)]
-    index = match_layers(assigner, *parts, truth)
+
+    def apart(x: Tensor) -> Tensor:
+        return x.reshape(layers, images, groups, queries // groups, -1).transpose(1, 2).flatten(0, 1)
+
+    index = match_layers(assigner, apart(scores), apart(boxes), truth)
     return index.reshape(layers, groups, images, -1).transpose(1, 2).reshape(layers, images, queries)
 
 
@@ -72,7 +75,8 @@ def stock_name(thing: Any) -> str:
 def alike(layers: Sequence[Mapping[str, Tensor]], keys: Sequence[str]) -> bool:
     """Whether every layer has tensors of the same shape and dtype under ``keys``."""
     return all(
-        isinstance(layer.get(key), Tensor) and (layer[key].shape, layer[key].dtype) == (layers[0][key].shape, layers[0][key].dtype)
+        isinstance(layer.get(key), Tensor)
+        and (layer[key].shape, layer[key].dtype) == (layers[0][key].shape, layers[0][key].dtype)
         for key in keys
         for layer in layers
     )

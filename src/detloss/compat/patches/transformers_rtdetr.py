@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detloss.assigners.hungarian import HungarianAssigner
 from detloss.compat.patches.detr_layers import Truth, class_labels, match_layers, matched_iou, pair_terms, quality_sum
 from detloss.compat.patches.dfine_corners import corner_terms, corners_covered
 from detloss.compat.patches.transformers_matching import Labels, alike, assigner_of, pairs_by_image, stock_name
@@ -69,6 +70,7 @@ class _Scene:
     """The layers of a call: ``free`` are matched, the last decoder layer first; ``given`` reconstruct known objects."""
 
     criterion: Any
+    assigner: HungarianAssigner
     free: Layers
     given: Layers
     meta: Mapping[str, Any]
@@ -82,7 +84,8 @@ class _Scene:
         given = list(outputs.get("dn_auxiliary_outputs", ()))
         meta = outputs.get("denoising_meta_values") or {}
         known = set(criterion.losses) <= LOSSES.get(stock_name(criterion), set())
-        if not known or assigner_of(criterion.matcher) is None or (given and not meta):
+        assigner = assigner_of(criterion.matcher)
+        if assigner is None or not known or (given and not meta):
             return None
         if not all(alike(layers, ("logits", "pred_boxes")) for layers in (free, given)):
             return None
@@ -91,12 +94,12 @@ class _Scene:
         if "local" in criterion.losses and not all(corners_covered(criterion, layers) for layers in (free, given)):
             return None
         number = max(sum(len(target["class_labels"]) for target in targets), 1)
-        return cls(criterion, free, given, meta, Truth.of(targets, outputs["pred_boxes"]), float(number))
+        return cls(criterion, assigner, free, given, meta, Truth.of(targets, outputs["pred_boxes"]), float(number))
 
     def match(self) -> Tensor:
         """``[L, B, Q]`` object of every query of the free layers."""
         scores, boxes = (torch.stack([layer[key].detach() for layer in self.free]) for key in ("logits", "pred_boxes"))
-        return match_layers(assigner_of(self.criterion.matcher), scores, boxes, self.truth)
+        return match_layers(self.assigner, scores, boxes, self.truth)
 
     def free_terms(self, own: Matching, shared: Matching) -> Terms:
         """Terms of the matched layers: classes by their ``own`` matches, boxes and corners by the ``shared`` ones."""
