@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,6 +17,15 @@ pytest.importorskip("transformers")
 from compat.transformers_models import CLASSES, MODELS, QUERIES, SIDE
 
 COUNTS = ((3, 1), (2, 0), (4, 6), (1, 2))
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small are slower with several."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def labels_of(counts: tuple[int, ...], seed: int = 0) -> list[dict[str, Tensor]]:

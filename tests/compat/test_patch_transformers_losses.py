@@ -215,6 +215,26 @@ def test_a_bad_box_ends_the_run_there_and_not_here() -> None:
     assert bool(total.isfinite()) and bool(b.grad.isfinite().all())
 
 
+def test_a_confident_false_alarm_of_lw_detr_is_finite() -> None:
+    torch.manual_seed(0)
+    call, inputs = CASES["lw_detr"]((2, 1))
+    inputs[0].data[-1, 0, 0, 0] = 20.0
+    assert call()[1]["loss_ce"].isinf()
+    with detloss.patch("transformers"):
+        found, grads = results(call, inputs)
+    assert found["loss_ce"].isfinite() and all(bool(grad.isfinite().all()) for grad in grads if grad is not None)
+
+
+def test_a_pair_without_area_has_a_quality() -> None:
+    torch.manual_seed(0)
+    criterion, point = loss_rt_detr.RTDetrLoss(SimpleNamespace(**SETTINGS)), torch.tensor([[0.5, 0.5, 0.0, 0.0]])
+    outputs = {"logits": logits(1, 1, CLASSES), "pred_boxes": point.unsqueeze(0)}
+    targets = [{"boxes": point, "class_labels": torch.tensor([1])}]
+    assert criterion(outputs, targets)["loss_vfl"].isnan()
+    with detloss.patch("transformers"):
+        assert criterion(outputs, targets)["loss_vfl"].isfinite()
+
+
 class OwnMatcher(loss_for_object_detection.HungarianMatcher):
     """A matcher of a user: query k with object k."""
 

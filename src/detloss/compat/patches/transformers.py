@@ -14,7 +14,7 @@ LEFT = {
     "transformers.loss.loss_for_object_detection.ImageLoss.loss_masks": "the masks of panoptic DETR; the rest is replaced",
     "transformers.loss.loss_deimv2.Deimv2Loss._get_dense_o2o_indices": "the union of matches, whose order among ties is theirs",
     "transformers.loss.loss_grounding_dino.GroundingDinoForObjectDetectionLoss": "its classes are tokens of a text",
-    "transformers.loss.loss_rf_detr.RfDetrForSegmentationLoss": "it matches masks at random points; RF-DETR for boxes is replaced",
+    "transformers.loss.loss_rf_detr.RfDetrForSegmentationLoss": "it matches masks at random points; boxes alone are replaced",
 }
 # Fingerprints of transformers 5.24.0; "missing" stands for a method that the class inherits.
 KNOWN: dict[str, tuple[str, ...]] = {
