@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from assigners import MIB, resident, rise
+from memory import resident, rise
 from patched_cases import CASES, Training
 from patched_page import RESULTS, write
 from torch import Tensor
@@ -39,6 +39,7 @@ import detloss
 from detloss import kernels
 from detloss.compat.patches import FRAMEWORKS
 
+MIB = 2**20
 SIDES = ("before", "after")
 TOLERANCE = 1e-4  # of the losses, relative
 REPLAYS = 3  # of the losses per round, of which the median counts

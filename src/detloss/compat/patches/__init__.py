@@ -9,7 +9,7 @@ from detloss.compat.patches.registry import Patch, PatchMismatchError, Plan
 
 __all__ = ["FRAMEWORKS", "Patch", "PatchMismatchError", "patch", "plan", "unpatch"]
 
-FRAMEWORKS = ("torchvision", "ultralytics", "autotimm")
+FRAMEWORKS = ("autotimm", "torchvision", "transformers", "ultralytics")
 
 
 def _check(framework: object) -> str:
@@ -45,7 +45,7 @@ def patch(framework: str) -> Patch:
     block. Patching twice does no harm. The result lists the dotted names of what was ``replaced``.
 
     Args:
-        framework: ``"torchvision"``, ``"ultralytics"`` or ``"autotimm"``.
+        framework: ``"autotimm"``, ``"torchvision"``, ``"transformers"`` or ``"ultralytics"``.
 
     Raises:
         ValueError: unknown framework.

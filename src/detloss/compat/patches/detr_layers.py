@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as torch_f
 from torch import Tensor
 
 from detloss.assigners.hungarian import HungarianAssigner, repeat_targets
 from detloss.assigners.targets import PaddedTargets, pad_targets
+from detloss.checks import upcast
 from detloss.functional.iou import giou_loss
 from detloss.functional.regression import l1_loss
 from detloss.geometry.boxes import to_xyxy
 from detloss.geometry.iou import overlap
 
-__all__ = ["Truth", "class_labels", "match_layers", "matched_iou", "pair_terms"]
+__all__ = ["Truth", "class_labels", "match_layers", "matched_iou", "pair_terms", "quality_sum"]
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,24 @@ def matched_iou(boxes: Tensor, index: Tensor, truth: Truth) -> Tensor:
     iou = torch.zeros(index.shape, dtype=truth.boxes.dtype, device=index.device)
     iou[layer, image, query] = overlap(pred, true, "cxcywh").iou.nan_to_num()
     return iou
+
+
+def quality_sum(logits: Tensor, labels: Tensor, target: Tensor, weight: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Σ w BCE(x, t) in the column of a query's class, α σ(x)^γ BCE(x, 0) in all others; the factors have no gradient.
+
+    Args:
+        logits: ``[B, Q, C]``.
+        labels: ``[B, Q]`` classes; C for no object.
+        target: ``[B, Q]`` t of the column of the class.
+        weight: ``[B, Q]`` w of that column.
+        alpha: α.
+        gamma: γ.
+    """
+    logits = upcast(logits)
+    with torch.no_grad():
+        factor = logits.sigmoid().pow_(gamma).mul_(alpha)
+        goal = torch.zeros_like(factor)
+        image, query = (labels < logits.shape[-1]).nonzero(as_tuple=True)
+        own = (image, query, labels[image, query])
+        factor[own], goal[own] = weight[image, query].to(factor.dtype), target[image, query].to(factor.dtype)
+    return torch_f.binary_cross_entropy_with_logits(logits, goal, factor, reduction="sum")

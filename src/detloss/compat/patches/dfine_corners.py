@@ -1,0 +1,120 @@
+"""The corner losses of D-FINE and DEIMv2: distributions over uneven bins of box sides, and their self-distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as torch_f
+from torch import Tensor
+
+from detloss.checks import upcast
+from detloss.compat.patches.detr_layers import Truth, matched_iou
+from detloss.compat.patches.transformers_matching import alike
+from detloss.functional.distribution import distribution_focal_loss
+
+__all__ = ["corner_terms", "corners_covered"]
+
+Layers = Sequence[Mapping[str, Tensor]]
+TEMPERATURE = 5.0
+TINY = 1e-16
+KEYS = ("pred_corners", "ref_points", "teacher_corners", "teacher_logits")
+
+
+def corners_covered(criterion: Any, layers: Layers) -> bool:
+    """Whether the corners of all layers that have some are of one shape, over an even number of bins."""
+    own = [layer for layer in layers if KEYS[0] in layer]
+    bins = criterion.max_num_bins
+    shapes_fit = all(layer[KEYS[0]].shape[-1] == 4 * (bins + 1) == layer["teacher_corners"].shape[-1] for layer in own)
+    return bins % 2 == 0 and bins > 2 and alike(own, KEYS) and shapes_fit
+
+
+def corner_terms(
+    criterion: Any, layers: Layers, boxes: Tensor, index: Tensor, number: float, truth: Truth
+) -> dict[str, list[Tensor | None]]:
+    """``loss_fgl`` and ``loss_ddf`` of the layers that have corners, ``None`` for the others.
+
+    FGL is the distribution focal loss of the four sides of a matched query, weighted by its IoU. DDF is
+    T² KL(teacher ‖ student) of all queries, with T = 5 and the last layer as teacher, weighted by the IoU of the matched
+    ones and the teacher's confidence of the others.
+
+    Args:
+        criterion: theirs, with ``max_num_bins``, ``reg_scale`` and ``up``.
+        layers: L of them; corners are ``[B, Q, 4 (R + 1)]``.
+        boxes: ``[L, B, Q, 4]`` without gradient.
+        index: ``[L, B, Q]`` object of every query; −1 for none.
+        number: divides FGL.
+        truth: the objects.
+    """
+    own = [k for k, layer in enumerate(layers) if KEYS[0] in layer]
+    found: dict[str, list[Tensor | None]] = {name: [None] * len(layers) for name in ("loss_fgl", "loss_ddf")}
+    if not own:
+        return found
+    index, iou = index[own], matched_iou(boxes[own], index[own], truth)
+    teacher = _Teacher.of(layers[own[0]])
+    for k, match, quality in zip(own, index, iou, strict=True):
+        corners = upcast(layers[k]["pred_corners"]).unflatten(-1, (4, -1))
+        found["loss_fgl"][k] = _localization(criterion, corners, layers[k]["ref_points"].detach(), match, quality, truth) / number
+        found["loss_ddf"][k] = teacher.distil(corners, match >= 0, quality)
+    return found
+
+
+def _localization(criterion: Any, corners: Tensor, points: Tensor, match: Tensor, quality: Tensor, truth: Truth) -> Tensor:
+    """Σ over the sides of the matched queries of IoU · distribution focal loss."""
+    image, query = (match >= 0).nonzero(as_tuple=True)
+    with torch.no_grad():
+        true = truth.padded.boxes[image, match[image, query]]
+        bins = _bins_of(criterion, points[image, query].to(true.dtype), true)
+    weight = quality[image, query, None].expand(-1, 4)
+    return distribution_focal_loss(corners[image, query], bins, weight=weight, reduction="sum")
+
+
+def _bins_of(criterion: Any, points: Tensor, boxes: Tensor) -> Tensor:
+    """``[N, 4]`` distances from reference points (cx, cy, w, h) to the sides of ``boxes`` (corners), in bins 0…R.
+
+    Bin n stands for the distance W(n) in units of the reference box; distances between two bins are shared linearly.
+    """
+    scale, last = abs(criterion.reg_scale), criterion.max_num_bins
+    unit = points[:, 2:] / scale + TINY
+    near, far = (points[:, :2] - boxes[:, :2]) / unit, (boxes[:, 2:] - points[:, :2]) / unit
+    distance = torch.cat((near, far), 1) - 0.5 * scale
+    values = _bin_values(criterion.up.detach().to(distance), scale, last)
+    left = torch.searchsorted(values, distance, right=True) - 1
+    low, high = (values[left.clamp(0, last - 1) + step] for step in (0, 1))
+    share = (distance - low) / (high - low)
+    return torch.where(left < 0, 0.0, torch.where(left >= last, float(last), left + share))
+
+
+def _bin_values(up: Tensor, scale: float, last: int) -> Tensor:
+    """``[R + 1]`` W(n): powers of a step outwards from 0 in the middle, twice the bound at both ends."""
+    bound = up[:1].abs() * scale
+    step = (bound + 1) ** (2 / (last - 2))
+    grown = step ** torch.arange(1, last // 2, device=up.device) - 1
+    return torch.cat((-2 * bound, -grown.flip(0), torch.zeros_like(bound), grown, 2 * bound))
+
+
+class _Teacher:
+    """The last decoder layer: softened distributions of its corners ``[B, Q, 4, R + 1]``, confidences ``[B, Q]``."""
+
+    def __init__(self, corners: Tensor, logits: Tensor) -> None:
+        self.corners = corners
+        self.log_q = torch_f.log_softmax(upcast(corners).unflatten(-1, (4, -1)) / TEMPERATURE, -1)
+        self.q = self.log_q.exp()
+        self.confidence = upcast(logits).amax(-1).sigmoid()
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, layer: Mapping[str, Tensor]) -> _Teacher:
+        return cls(layer["teacher_corners"].detach(), layer["teacher_logits"].detach())
+
+    def distil(self, corners: Tensor, matched: Tensor, quality: Tensor) -> Tensor:
+        """DDF of a layer: means of matched and of other queries, weighed by the roots of their numbers."""
+        with torch.no_grad():
+            weight = torch.where(matched, quality, self.confidence)
+            found, other = (count.to(weight.dtype) for count in (matched.sum(), (~matched).sum()))
+            # (mean of the 4 sides of n queries) · √n = sum / (4 √n)
+            share = torch.where(matched, 1 / found.clamp(min=1).sqrt(), 1 / other.clamp(min=1).sqrt())
+            factor = weight * share * (TEMPERATURE**2 / 4) / (found.sqrt() + other.sqrt())
+        log_p = torch_f.log_softmax(corners / TEMPERATURE, -1)
+        return ((self.q * (self.log_q - log_p)).sum(-1).sum(-1) * factor).sum()
