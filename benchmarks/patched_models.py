@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import MIB
 from memory import resident, rise
 from patched_cases import CASES, Training
 from patched_page import RESULTS, write
@@ -39,7 +40,6 @@ import detloss
 from detloss import kernels
 from detloss.compat.patches import FRAMEWORKS
 
-MIB = 2**20
 SIDES = ("before", "after")
 TOLERANCE = 1e-4  # of the losses, relative
 REPLAYS = 3  # of the losses per round, of which the median counts
