@@ -13,8 +13,8 @@ from detloss.geometry import Points, grid_points
 STRIDES, SIZES, CLASSES = (8, 16), ((6, 5), (3, 3)), 3
 CRITERIA: list[tuple[Any, tuple[int, ...]]] = [
     (lambda offset: FCOSLoss(CLASSES, strides=STRIDES, point_offset=offset, distance_unit="stride"), (4, 1)),
-    (lambda offset: ATSSLoss(CLASSES, STRIDES, anchor_offset=offset, box_coding="distance"), (4, 1)),
-    (lambda offset: GFLLoss(CLASSES, STRIDES, reg_max=4, anchor_offset=offset), (20,)),
+    (lambda offset: ATSSLoss(CLASSES, STRIDES, anchor_offset=offset, anchor_scale=4, box_coding="distance"), (4, 1)),
+    (lambda offset: GFLLoss(CLASSES, STRIDES, reg_max=4, anchor_offset=offset, anchor_scale=4), (20,)),
 ]
 
 

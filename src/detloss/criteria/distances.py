@@ -42,8 +42,9 @@ def expected_distance(logits: Tensor, dim: int = -1) -> Tensor:
 
 def _exact_product(bins: Tensor) -> bool:
     """Whether a product of matrices is what is fast and keeps all digits: on the CPU, where nothing asks for fewer."""
-    recorded = torch.is_grad_enabled() and bins.requires_grad
-    return bins.device.type == "cpu" and not recorded and torch.get_float32_matmul_precision() == "highest"
+    if torch.compiler.is_compiling() or bins.device.type != "cpu" or (torch.is_grad_enabled() and bins.requires_grad):
+        return False
+    return torch.get_float32_matmul_precision() == "highest"
 
 
 def _mean_by_product(bins: Tensor, distance: Tensor, dim: int) -> Tensor:
