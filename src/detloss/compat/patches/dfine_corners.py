@@ -12,6 +12,7 @@ from torch import Tensor
 from detloss.checks import upcast
 from detloss.compat.patches.detr_layers import Truth, matched_iou
 from detloss.compat.patches.transformers_matching import alike
+from detloss.compat.transformers.loss.loss_d_fine import weighting_function
 from detloss.functional.distribution import distribution_focal_loss
 
 __all__ = ["corner_terms", "corners_covered"]
@@ -79,19 +80,11 @@ def _bins_of(criterion: Any, points: Tensor, boxes: Tensor) -> Tensor:
     unit = points[:, 2:] / scale + TINY
     near, far = (points[:, :2] - boxes[:, :2]) / unit, (boxes[:, 2:] - points[:, :2]) / unit
     distance = torch.cat((near, far), 1) - 0.5 * scale
-    values = _bin_values(criterion.up.detach().to(distance), scale, last)
+    values = weighting_function(last, criterion.up.detach().to(distance), scale)
     left = torch.searchsorted(values, distance, right=True) - 1
     low, high = (values[left.clamp(0, last - 1) + step] for step in (0, 1))
     share = (distance - low) / (high - low)
     return torch.where(left < 0, 0.0, torch.where(left >= last, float(last), left + share))
-
-
-def _bin_values(up: Tensor, scale: float, last: int) -> Tensor:
-    """``[R + 1]`` W(n): powers of a step outwards from 0 in the middle, twice the bound at both ends."""
-    bound = up[:1].abs() * scale
-    step = (bound + 1) ** (2 / (last - 2))
-    grown = step ** torch.arange(1, last // 2, device=up.device) - 1
-    return torch.cat((-2 * bound, -grown.flip(0), torch.zeros_like(bound), grown, 2 * bound))
 
 
 class _Teacher:
