@@ -24,8 +24,8 @@ __all__ = [
     "spread_out",
 ]
 
-# With DETLOSS_LARGE_PAGES=1, gradients from this size on are written to large pages where the system grants them: a quarter faster,
-# but several times slower in virtual machines that give free large pages back to their host between two steps.
+# With DETLOSS_LARGE_PAGES=1, gradients from this size on are written to large pages where the system grants them: a quarter
+# faster, but several times slower in virtual machines that give free large pages back to their host between two steps.
 LARGE = 8 << 20
 _large_pages = os.environ.get("DETLOSS_LARGE_PAGES", "0").strip() == "1"
 
