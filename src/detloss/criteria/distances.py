@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
 from detloss.checks import check_float, shape_of, upcast
+from detloss.kernels.means import BinMeans
+from detloss.kernels.selection import match_backend
 from detloss.types import Number
 
 __all__ = ["distribution_term", "expected_distance"]
@@ -32,10 +36,16 @@ def expected_distance(logits: Tensor, dim: int = -1) -> Tensor:
             f"expected_distance: logits must have 4 (R + 1) entries, R >= 1, in dimension {dim}; got {shape_of(logits)}"
         )
     dim %= logits.ndim
-    bins = upcast(logits).unflatten(dim, (4, logits.shape[dim] // 4))
+    sides = logits.unflatten(dim, (4, logits.shape[dim] // 4))
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        means = BinMeans(sides.reshape(math.prod(sides.shape[:dim]), 4, sides.shape[dim + 1], math.prod(sides.shape[dim + 2 :])))
+        if backend := match_backend(means):
+            return backend.means(means).reshape(*sides.shape[: dim + 1], *sides.shape[dim + 2 :])
+    bins = upcast(sides)
     distance = torch.arange(bins.shape[dim + 1], device=bins.device, dtype=bins.dtype)
     if dim < logits.ndim - 1 and _exact_product(bins):
-        return _mean_by_product(bins, distance, dim + 1)
+        parts = bins.split(1) if dim else (bins,)  # image by image, for temporaries that stay in the cache
+        return torch.cat([_mean_by_product(part, distance, dim + 1) for part in parts])
     # Not a matrix product, which autocast would compute in half precision.
     return (bins.softmax(dim + 1) * distance.view(-1, *(1,) * (bins.ndim - dim - 2))).sum(dim + 1)
 

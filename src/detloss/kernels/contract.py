@@ -42,6 +42,7 @@ from typing import Protocol
 from torch import Tensor
 
 from detloss.kernels.matches import Match
+from detloss.kernels.means import BinMeans
 
 __all__ = ["BOX_OPS", "ELEMENT_OPS", "OPS", "POSITION_OPS", "ROW_OPS", "Backend", "Call", "loss_shape"]
 
@@ -108,7 +109,7 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """Why it cannot run in this process at all, or ``None`` when it can."""
 
-    def refuses(self, call: Call | Match) -> str | None:
+    def refuses(self, call: Call | Match | BinMeans) -> str | None:
         """Why it cannot take this call (operation, device, dtype, shape), or ``None``. Reads metadata only."""
 
     def total(
@@ -132,3 +133,6 @@ class Backend(Protocol):
 
     def match(self, match: Match) -> tuple[Tensor, ...]:
         """The assignment that a rule finds; see :mod:`detloss.kernels.matches`."""
+
+    def means(self, means: BinMeans) -> Tensor:
+        """The means of bins; see :mod:`detloss.kernels.means`."""

@@ -129,8 +129,7 @@ def _assign(
 ) -> tuple[Points, PaddedTargets, Assignment]:
     """The locations, the objects, and which is responsible for which, from scores and bins joined over the levels."""
     bins, sizes = preds["boxes"].detach(), map_sizes(preds["feats"])
-    parts = bins.split(1) if bins.device.type == "cpu" else (bins,)  # temporaries that stay in the cache
-    distances = torch.cat([expected_distance(part, 1) for part in parts]).transpose(1, 2)
+    distances = expected_distance(bins, 1).transpose(1, 2)
     points = grid_points(sizes, strides, device=bins.device, dtype=distances.dtype)
     truth = padded_targets(batch, len(bins), [length * strides[0] for length in sizes[0]], distances)
     boxes = distance_to_box(points.xy.expand(*distances.shape[:2], 2), distances * points.stride[:, None])

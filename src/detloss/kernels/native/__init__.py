@@ -8,7 +8,8 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call
 from detloss.kernels.matches import Match
-from detloss.kernels.native import boxes, coordinates, library, matching, sigmoid, softmax
+from detloss.kernels.means import BinMeans
+from detloss.kernels.native import boxes, coordinates, expectation, library, matching, sigmoid, softmax
 
 __all__ = ["BACKEND", "Native"]
 
@@ -19,16 +20,18 @@ class Native:
     """Kernels on the CPU; see :class:`detloss.kernels.contract.Backend` for the methods."""
 
     name = "native"
-    ops = frozenset(_FAMILIES) | matching.OPS
+    ops = frozenset(_FAMILIES) | matching.OPS | expectation.OPS
 
     def unavailable(self) -> str | None:
         """Why there is no library, or ``None``."""
         return library.problem()
 
-    def refuses(self, call: Call | Match) -> str | None:
+    def refuses(self, call: Call | Match | BinMeans) -> str | None:
         """Why a call is not taken: another device, or an operation without a kernel."""
         if call.pred.device.type != "cpu":
             return f"the native kernels run on the CPU, not on {call.pred.device.type!r}"
+        if isinstance(call, BinMeans):
+            return expectation.refuses(call)
         if not isinstance(call, Call):
             return matching.refuses(call)
         family = _FAMILIES.get(call.op)
@@ -70,6 +73,10 @@ class Native:
     def match(self, match: Match) -> tuple[Tensor, ...]:
         """The assignment that a rule finds."""
         return matching.match(match)
+
+    def means(self, means: BinMeans) -> Tensor:
+        """The means of bins."""
+        return expectation.run(means)
 
 
 BACKEND = Native()

@@ -77,6 +77,14 @@ struct Coordinates {
   float beta, scale;
 };
 
+// Means of the bins of x[images, groups, bins, inner]; an image is `stride` numbers after the one before.
+struct Expectation {
+  const void* x;
+  float* out;  // [images, groups, inner]
+  int64_t images, stride, groups, bins, inner;
+  int32_t type;
+};
+
 // What a range of work units adds up to.
 struct Partial {
   double sum;
@@ -90,6 +98,7 @@ struct InstructionSet {
   void (*boxes)(const Boxes&, int64_t begin, int64_t end, Partial&);
   void (*softmax)(const Softmax&, int64_t begin, int64_t end, Partial&);
   void (*coordinates)(const Coordinates&, int64_t begin, int64_t end, Partial&);
+  void (*expectation)(const Expectation&, int64_t begin, int64_t end, Partial&);
   const Matching* matching;
 };
 
@@ -106,6 +115,8 @@ int64_t numbers_per_unit(const Softmax&);
 int64_t positions_per_unit(const Softmax&);
 int64_t units(const Coordinates&);
 int64_t numbers_per_unit(const Coordinates&);
+int64_t units(const Expectation&);
+int64_t numbers_per_unit(const Expectation&);
 
 extern const InstructionSet BASE;
 #ifdef DETLOSS_X86

@@ -83,6 +83,15 @@ int64_t numbers_per_unit(const Softmax& a) { return positions_per_unit(a) * a.cl
 int64_t units(const Coordinates& a) { return (a.count + TILE - 1) / TILE; }
 int64_t numbers_per_unit(const Coordinates&) { return TILE; }
 
+// A row, or a tile of the positions of one group.
+int64_t units(const Expectation& a) {
+  return a.inner == 1 ? a.images : a.images * a.groups * ((a.inner + BOXES - 1) / BOXES);
+}
+
+int64_t numbers_per_unit(const Expectation& a) {
+  return a.inner == 1 ? a.groups * a.bins : a.bins * (a.inner < BOXES ? a.inner : BOXES);
+}
+
 }  // namespace detloss
 
 using namespace detloss;
@@ -90,7 +99,7 @@ using namespace detloss;
 extern "C" {
 
 // Version of the calls below; the Python side refuses a library of another one.
-EXPORT int detloss_version() { return 3; }
+EXPORT int detloss_version() { return 4; }
 
 EXPORT const char* detloss_instruction_set() { return chosen->name; }
 
@@ -132,6 +141,10 @@ EXPORT int detloss_boxes(const Boxes* call, int threads, double factor, float* t
 
 EXPORT int detloss_coordinates(const Coordinates* call, int threads, double factor, float* total) {
   return answer(run(*call, chosen->coordinates, threads), factor, total);
+}
+
+EXPORT int detloss_expectation(const Expectation* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->expectation, threads), factor, total);
 }
 
 EXPORT int detloss_softmax(const Softmax* call, int threads, double factor, float* total) {

@@ -12,9 +12,10 @@ namespace KERNEL_SET {
 #include "boxes.h"
 #include "softmax.h"
 #include "coordinates.h"
+#include "expectation.h"
 }  // namespace KERNEL_SET
 
 extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes, KERNEL_SET::softmax,
-                                             KERNEL_SET::coordinates, &KERNEL_MATCHING};
+                                             KERNEL_SET::coordinates, KERNEL_SET::expectation, &KERNEL_MATCHING};
 
 }  // namespace detloss

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call
 from detloss.kernels.matches import Match
+from detloss.kernels.means import BinMeans
 from detloss.kernels.triton_backend import boxes, coordinates, distribution, sigmoid, softmax
 from detloss.kernels.triton_backend.sums import finished, rescaled
 
@@ -38,7 +39,7 @@ class Triton:
         """Why there is nothing to run on, or ``None``."""
         return None if _interpreted() or torch.cuda.is_available() else "PyTorch finds no CUDA device"
 
-    def refuses(self, call: Call | Match) -> str | None:
+    def refuses(self, call: Call | Match | BinMeans) -> str | None:
         """Why a call is not taken: another device, or an operation without a kernel."""
         kind = call.pred.device.type
         if kind != ("cpu" if _interpreted() else "cuda"):
@@ -72,6 +73,10 @@ class Triton:
     def match(self, match: Match) -> tuple[Tensor, ...]:
         """No rule has a kernel; :meth:`refuses` says so before."""
         raise NotImplementedError(f"{match.op} has no triton kernel")
+
+    def means(self, means: BinMeans) -> Tensor:
+        """No kernel, as for :meth:`match`."""
+        raise NotImplementedError(f"{means.op} has no triton kernel")
 
 
 BACKEND = Triton()
