@@ -14,7 +14,7 @@ PARTS := lint types pytest backends
 ARGS := --numprocesses 2 --dist loadfile
 # What every loss promises, for the losses that have kernels: `pytest` runs it with those of this machine, `backends` with the others.
 PROMISES := tests/test_losses_*.py
-FUSED := (focal or ce- or bce or qfl or vfl or dfl or l1 or mse or smooth or giou or diou or ciou or eiou or siou) and not gaussian and not inner
+FUSED := (focal or ce- or bce or qfl or vfl or dfl or l1 or mse or smooth or huber or giou or diou or ciou or eiou or siou) and not gaussian and not inner
 
 # Threads that wait give their core away. Spinning, PyTorch's are several times slower beside any other busy process.
 export OMP_WAIT_POLICY ?= passive

@@ -118,6 +118,7 @@ def _pairs_of_classes() -> Iterator[Pair]:
 def _pairs_of_numbers() -> Iterator[Pair]:
     for name, function, numbers in (
         ("l1", F.l1_loss, ()), ("mse", F.mse_loss, ()), ("smooth_l1", partial(F.smooth_l1_loss, beta=0.5), (0.5,)),
+        ("huber", partial(F.huber_loss, delta=0.3), (0.3,)),
         ("binary_cross_entropy", F.binary_cross_entropy_loss, (0.0,)), ("varifocal", F.varifocal_loss, (0.75, 2.0, 1.0)),
     ):  # fmt: skip
         for shape, weight in (

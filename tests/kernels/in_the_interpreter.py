@@ -177,6 +177,7 @@ def test_through_the_public_functions() -> None:
             (F.distribution_focal_loss, torch.randn(9, 8), torch.rand(9) * 7),
             (F.ciou_loss, *(torch.rand(9, 4).cumsum(1) for _ in range(2))),
             (F.smooth_l1_loss, torch.randn(9, 4), torch.randn(9, 4)),
+            (F.huber_loss, torch.randn(9, 4), torch.randn(9, 4)),
         ):
             assert detloss.kernels.backend(function, pred).name == "triton"
             for reduction in ("mean", "none"):

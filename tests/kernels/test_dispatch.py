@@ -31,6 +31,7 @@ FAMILIES: dict[str, tuple[Callable[[], Tensor], Function]] = {
     "dfl": (lambda: torch.randn(3, 5), lambda x, **o: F.distribution_focal_loss(x, torch.tensor([0.0, 1.3, 4.0]), **o)),
     "giou": (lambda: BOXES + torch.rand(3, 4), lambda x, **o: F.giou_loss(x, BOXES, **o)),
     "smooth-l1": (lambda: torch.randn(3, 4), lambda x, **o: F.smooth_l1_loss(x, BOXES, **o)),
+    "huber": (lambda: torch.randn(3, 4), lambda x, **o: F.huber_loss(x, BOXES, **o)),
 }
 families = pytest.mark.parametrize("family", FAMILIES)
 reductions = pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
@@ -71,7 +72,7 @@ def test_backend_knows_the_functions_that_the_options_of_a_module_choose() -> No
         detloss.FocalLoss(): "sigmoid_focal", detloss.FocalLoss(use_sigmoid=False): "softmax_focal",
         detloss.CrossEntropyLoss(): "cross_entropy", detloss.CrossEntropyLoss(use_sigmoid=True): "binary_cross_entropy",
         detloss.IoULoss(): "iou", detloss.SmoothL1Loss(): "smooth_l1", detloss.DistributionFocalLoss(): "distribution_focal",
-        detloss.VarifocalLoss(): "varifocal", detloss.BalancedL1Loss(): "",
+        detloss.VarifocalLoss(): "varifocal", detloss.HuberLoss(): "huber", detloss.BalancedL1Loss(): "",
     }  # fmt: skip
     assert {loss: operation_of(loss) for loss in expected} == expected
     functions = {F.sigmoid_focal_loss: "sigmoid_focal", F.ciou_loss: "ciou", F.centerness_loss: "binary_cross_entropy"}

@@ -103,7 +103,7 @@ def usual_calls() -> dict[str, Callable[[], object]]:
     add("cross entropy planes", Call("cross_entropy", planes, index=of_planes, numbers=(0.1,)))
     add("softmax focal", Call("softmax_focal", rows, index=of_rows, alpha=torch.empty(80), numbers=(2.0, 0.0)))
     add("distribution focal", Call("distribution_focal", torch.empty(64, 17), target=torch.empty(64), weight=torch.empty(64)))
-    for op, numbers in (("l1", ()), ("mse", ()), ("smooth_l1", (0.1,))):
+    for op, numbers in (("l1", ()), ("mse", ()), ("smooth_l1", (0.1,)), ("huber", (0.1,))):
         add(op, Call(op, torch.empty(64, 4), target=torch.empty(64, 4), numbers=numbers, weight=torch.empty(64)))
     for op, extra in (("iou", 2.0), ("giou", 0.0), ("diou", 0.0), ("ciou", -1.0), ("eiou", 0.0), ("siou", 4.0)):
         boxes = torch.empty(64, 4)

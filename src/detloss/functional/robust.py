@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import check_positive, check_same_shape, upcast_pair
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.checks import check_positive, check_same_shape
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.types import Number, Reduction
 
 __all__ = ["huber_loss"]
@@ -35,7 +36,9 @@ def huber_loss(
     where = "huber_loss"
     check_positive(where, delta=delta)
     check_same_shape(where, pred, target)
-    check_reduction(where, reduction, avg_factor)
-    pred, target = upcast_pair(mute(where, pred, weight, pred.shape), target)
-    loss = torch_f.huber_loss(pred, target, delta=delta, reduction="none")
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def formula(pred: Tensor) -> Tensor:
+        return torch_f.huber_loss(pred, target.to(pred.dtype), delta=delta, reduction="none")
+
+    call = Call("huber", pred, target=target, weight=weight, numbers=(delta,))
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

@@ -24,6 +24,7 @@ softmax_focal         index, or target dense                   gamma, ε
 distribution_focal    target: distances [...] in bins
 l1, mse               target: like pred
 smooth_l1             target: like pred                        beta > 0
+huber                 target: like pred                        delta > 0
 iou                   target: boxes [..., 4]                   eps, format, mode (0 linear, 1 square, 2 log)
 giou, diou, eiou      target: boxes [..., 4]                   eps, format (0 xyxy, 1 xywh, 2 cxcywh)
 ciou                  target: boxes [..., 4]                   eps, format, alpha_threshold (negative: none)
@@ -46,7 +47,7 @@ from detloss.kernels.means import BinMeans
 
 __all__ = ["BOX_OPS", "ELEMENT_OPS", "OPS", "POSITION_OPS", "ROW_OPS", "Backend", "Call", "loss_shape"]
 
-ELEMENT_OPS = frozenset({"sigmoid_focal", "binary_cross_entropy", "varifocal", "l1", "mse", "smooth_l1"})
+ELEMENT_OPS = frozenset({"sigmoid_focal", "binary_cross_entropy", "varifocal", "l1", "mse", "smooth_l1", "huber"})
 POSITION_OPS = frozenset({"quality_focal", "cross_entropy", "softmax_focal"})
 BOX_OPS = frozenset({"iou", "giou", "diou", "ciou", "eiou", "siou"})
 ROW_OPS = BOX_OPS | {"distribution_focal"}

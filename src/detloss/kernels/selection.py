@@ -33,7 +33,8 @@ FUSED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OP_OF = {
     "GIoULoss": "giou", "DIoULoss": "diou", "CIoULoss": "ciou", "EIoULoss": "eiou", "SIoULoss": "siou", "IoULoss": "iou",
     "QualityFocalLoss": "quality_focal", "VarifocalLoss": "varifocal", "DistributionFocalLoss": "distribution_focal",
-    "L1Loss": "l1", "MSELoss": "mse", "SmoothL1Loss": "smooth_l1", "FocalLoss": "sigmoid_focal",
+    "L1Loss": "l1", "MSELoss": "mse", "SmoothL1Loss": "smooth_l1", "HuberLoss": "huber",
+    "FocalLoss": "sigmoid_focal",
     "CrossEntropyLoss": "cross_entropy", "CenternessLoss": "binary_cross_entropy", "centerness": "binary_cross_entropy",
     "MaskBCELoss": "binary_cross_entropy", "mask_bce": "binary_cross_entropy",
     "MaskFocalLoss": "sigmoid_focal", "mask_focal": "sigmoid_focal",

@@ -1,4 +1,4 @@
-// L1, smooth L1 and squared error of numbers one by one. Included once per instruction set.
+// L1, smooth L1, Huber and squared error of numbers one by one. Included once per instruction set.
 
 struct Distance { float loss, slope; };
 
@@ -8,6 +8,7 @@ template <int OP> INLINE Distance difference(float x, float t, float beta) {
   const float d = x - t, size = __builtin_fabsf(d);
   if (OP == Coordinates::SQUARED) return {d * d, 2.0f * d};
   if (OP == Coordinates::ABSOLUTE) return {size, sign_or_nan(d)};
+  if (OP == Coordinates::HUBER) return {size < beta ? 0.5f * d * d : beta * (size - 0.5f * beta), size < beta ? d : beta * sign_or_nan(d)};
   return {size < beta ? 0.5f * d * d / beta : size - 0.5f * beta, size < beta ? d / beta : sign_or_nan(d)};
 }
 
@@ -29,7 +30,7 @@ static float coordinate_loop(const float* __restrict x, const float* __restrict 
 using CoordinateLoop = float (*)(const float*, const float*, const float*, int64_t, float, float, float*);
 #define COORDINATE_LOOPS(op) \
   {{coordinate_loop<op, false, false>, coordinate_loop<op, false, true>}, {coordinate_loop<op, true, false>, coordinate_loop<op, true, true>}}
-static const CoordinateLoop COORDINATE_LOOP[3][2][2] = {COORDINATE_LOOPS(0), COORDINATE_LOOPS(1), COORDINATE_LOOPS(2)};
+static const CoordinateLoop COORDINATE_LOOP[4][2][2] = {COORDINATE_LOOPS(0), COORDINATE_LOOPS(1), COORDINATE_LOOPS(2), COORDINATE_LOOPS(3)};
 #undef COORDINATE_LOOPS
 
 static void coordinates(const Coordinates& a, int64_t begin, int64_t end, Partial& result) {

@@ -1,4 +1,4 @@
-"""Element-wise losses of coordinates: L1, smooth L1, squared error."""
+"""Element-wise losses of coordinates: L1, smooth L1, Huber, squared error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from detloss.kernels.native.arguments import TYPES, as_target, fresh, fresh_like
 
 __all__ = ["OPS", "refuses", "run"]
 
-_KINDS = {"l1": 0, "smooth_l1": 1, "mse": 2}
+_KINDS = {"l1": 0, "smooth_l1": 1, "mse": 2, "huber": 3}
 OPS = frozenset(_KINDS)
 
 

@@ -66,7 +66,7 @@ struct Softmax {
 
 // Differences of numbers one by one; `per_weight` neighbours share a weight.
 struct Coordinates {
-  enum Op { ABSOLUTE = 0, SMOOTH = 1, SQUARED = 2 };
+  enum Op { ABSOLUTE = 0, SMOOTH = 1, SQUARED = 2, HUBER = 3 };
   const void *pred, *target;  // [count]
   const float *weight;    // [count / per_weight] or null
   const float *upstream;  // [count] or null

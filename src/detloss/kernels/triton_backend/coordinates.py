@@ -1,4 +1,4 @@
-"""L1, squared and smooth L1 losses on CUDA."""
+"""L1, squared, smooth L1 and Huber losses on CUDA."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from detloss.kernels.triton_backend.maths import scale_of
 __all__ = ["OPS", "refuses", "run"]
 
 BLOCK_SIZE = 1024
-OPS = frozenset({"l1", "mse", "smooth_l1"})
+OPS = frozenset({"l1", "mse", "smooth_l1", "huber"})
 POSITION = tl.constexpr(1)
 ELEMENT = tl.constexpr(2)
 ONE = tl.constexpr(3)
@@ -49,6 +49,10 @@ def coordinate_rows(
         loss, slope = size, sign
     elif OP == "mse":
         loss, slope = difference * difference, 2.0 * difference
+    elif OP == "huber":
+        near = size < beta
+        loss = tl.where(near, 0.5 * difference * difference, beta * (size - 0.5 * beta))
+        slope = tl.where(near, difference, beta * sign)
     else:
         near = size < beta
         loss = tl.where(near, 0.5 * difference * (difference / beta), size - 0.5 * beta)
