@@ -8,8 +8,9 @@ template <int OP> INLINE Distance difference(float x, float t, float beta) {
   const float d = x - t, size = __builtin_fabsf(d);
   if (OP == Coordinates::SQUARED) return {d * d, 2.0f * d};
   if (OP == Coordinates::ABSOLUTE) return {size, sign_or_nan(d)};
-  if (OP == Coordinates::HUBER) return {size < beta ? 0.5f * d * d : beta * (size - 0.5f * beta), size < beta ? d : beta * sign_or_nan(d)};
-  return {size < beta ? 0.5f * d * d / beta : size - 0.5f * beta, size < beta ? d / beta : sign_or_nan(d)};
+  const float near = at_most(size, beta);  // all of it within the parabola, else up to the bend
+  const float steep = OP == Coordinates::HUBER ? near : near / beta;
+  return {steep * (size - 0.5f * near), __builtin_copysignf(steep, d)};
 }
 
 template <int OP, bool GRAD, bool W>
