@@ -12,14 +12,13 @@ from torch import Tensor
 from detloss.checks import upcast
 from detloss.compat.patches.detr_layers import Truth, matched_iou
 from detloss.compat.patches.transformers_matching import alike
-from detloss.compat.transformers.loss.loss_d_fine import weighting_function
+from detloss.compat.transformers.loss.loss_d_fine import bbox2distance
 from detloss.functional.distribution import distribution_focal_loss
 
 __all__ = ["corner_terms", "corners_covered"]
 
 Layers = Sequence[Mapping[str, Tensor]]
 TEMPERATURE = 5.0
-TINY = 1e-16
 KEYS = ("pred_corners", "ref_points", "teacher_corners", "teacher_logits")
 
 
@@ -66,25 +65,11 @@ def _localization(criterion: Any, corners: Tensor, points: Tensor, match: Tensor
     image, query = (match >= 0).nonzero(as_tuple=True)
     with torch.no_grad():
         true = truth.padded.boxes[image, match[image, query]]
-        bins = _bins_of(criterion, points[image, query].to(true.dtype), true)
+        reference, up = points[image, query].to(true.dtype), criterion.up.detach().to(true)
+        place, share, _ = bbox2distance(reference, true, criterion.max_num_bins, criterion.reg_scale, up)
+        bins = (place.floor() + share).unflatten(0, (-1, 4))
     weight = quality[image, query, None].expand(-1, 4)
     return distribution_focal_loss(corners[image, query], bins, weight=weight, reduction="sum")
-
-
-def _bins_of(criterion: Any, points: Tensor, boxes: Tensor) -> Tensor:
-    """``[N, 4]`` distances from reference points (cx, cy, w, h) to the sides of ``boxes`` (corners), in bins 0…R.
-
-    Bin n stands for the distance W(n) in units of the reference box; distances between two bins are shared linearly.
-    """
-    scale, last = abs(criterion.reg_scale), criterion.max_num_bins
-    unit = points[:, 2:] / scale + TINY
-    near, far = (points[:, :2] - boxes[:, :2]) / unit, (boxes[:, 2:] - points[:, :2]) / unit
-    distance = torch.cat((near, far), 1) - 0.5 * scale
-    values = weighting_function(last, criterion.up.detach().to(distance), scale)
-    left = torch.searchsorted(values, distance, right=True) - 1
-    low, high = (values[left.clamp(0, last - 1) + step] for step in (0, 1))
-    share = (distance - low) / (high - low)
-    return torch.where(left < 0, 0.0, torch.where(left >= last, float(last), left + share))
 
 
 class _Teacher:
