@@ -65,6 +65,9 @@ lint: $(STAMP) ## ruff: rules and formatting
 types: $(STAMP) ## mypy on src
 	@$(BIN)/mypy
 
+# As many threads as processes would wait for each other half of the time; tests of threads ask for them.
+pytest backends: export OMP_NUM_THREADS = 1
+
 pytest: $(STAMP) ## tests, doctests and README examples (ARGS="-k fcos" to choose)
 	@$(BIN)/python -m pytest $(ARGS)
 
