@@ -69,6 +69,30 @@ def test_segmentation_trains_alike() -> None:
     assert history[0]["seg_loss"] > 0
 
 
+def test_masks_cost_the_same_and_pixels_outside_the_boxes_nothing() -> None:
+    import detloss
+
+    gt_mask, pred, proto = (torch.rand(5, 20, 24) > 0.5).float(), torch.randn(5, 8), torch.randn(8, 20, 24)
+    corner = torch.rand(5, 2) * 10
+    xyxy = torch.cat((corner, corner + 1 + torch.rand(5, 2) * 9), 1)
+    xyxy[0], xyxy[1] = torch.tensor([3.0, 2.0, 7.0, 5.0]), torch.tensor([-4.0, 2.5, 90.0, 5.5])
+    area = torch.rand(5) + 0.1
+
+    def found() -> list[torch.Tensor]:
+        inputs = [x.clone().requires_grad_() for x in (pred, proto)]
+        value = loss.v8SegmentationLoss.single_mask_loss(gt_mask, *inputs, xyxy, area)
+        value.backward()
+        return [value, *(x.grad for x in inputs)]
+
+    expected = found()
+    with detloss.patch("ultralytics"):
+        torch.testing.assert_close(found(), expected)
+        nothing = loss.v8SegmentationLoss.single_mask_loss(gt_mask[:0], pred[:0], proto, xyxy[:0], area[:0])
+        assert nothing == 0
+        proto[:, :, 23], xyxy[:, 2] = torch.inf, 20.0
+        assert found()[0].isfinite()
+
+
 def rtdetr_step(model: Any, index: int) -> Losses:
     """The total has the gradient; its parts are shown."""
     total, items = model.loss(batch(index, 64))

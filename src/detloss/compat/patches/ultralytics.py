@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from detloss.compat.patches.registry import Plan, Replacement
 from detloss.compat.patches.ultralytics_detr import detr_loss
-from detloss.compat.patches.ultralytics_yolo import detection_loss, task_aligned_targets
+from detloss.compat.patches.ultralytics_yolo import detection_loss, mask_loss, task_aligned_targets
 
 __all__ = ["plan"]
 
 LEFT = {
-    "ultralytics.utils.loss.v8SegmentationLoss.calculate_segmentation_loss": "the mask term; boxes and classes are replaced",
     "ultralytics.utils.loss.v8OBBLoss": "rotated boxes have an assigner of their own",
     "ultralytics.utils.loss.E2ELoss.one2one": "its assigner has a second top-k",
 }
@@ -18,6 +17,7 @@ LEFT = {
 KNOWN = {
     "ultralytics.utils.loss.v8DetectionLoss.get_assigned_targets_and_loss": ("2439b3d0f9db",),
     "ultralytics.utils.tal.TaskAlignedAssigner.forward": ("275681b7f2c0",),
+    "ultralytics.utils.loss.v8SegmentationLoss.single_mask_loss": ("cce1eed54a59",),
     "ultralytics.models.utils.loss.RTDETRDetectionLoss.forward": ("0a69def2557a",),
     "ultralytics.utils.loss.v8DetectionLoss.preprocess": ("0584ca0a1310",),
     "ultralytics.utils.loss.v8DetectionLoss.bbox_decode": ("5e5afae5304f",),
@@ -38,6 +38,7 @@ KNOWN = {
     "ultralytics.utils.tal.make_anchors": ("325206f3dfd7",),
     "ultralytics.utils.tal.dist2bbox": ("d8c21f6e036f",),
     "ultralytics.utils.tal.bbox2dist": ("b7f78a263f02",),
+    "ultralytics.utils.loss.crop_mask": ("a1f9f67d5e8c",),
     "ultralytics.models.utils.loss.DETRLoss.forward": ("9513488f8590",),
     "ultralytics.models.utils.loss.DETRLoss._get_loss": ("de6f0956c34d",),
     "ultralytics.models.utils.loss.DETRLoss._get_loss_class": ("5885dd26d6a4",),
@@ -60,6 +61,7 @@ def plan() -> Plan:
         replacements=(
             Replacement(detection, "get_assigned_targets_and_loss", detection_loss),
             Replacement(assigner, "forward", task_aligned_targets),
+            Replacement(loss.v8SegmentationLoss, "single_mask_loss", mask_loss),
             Replacement(detr.RTDETRDetectionLoss, "forward", detr_loss),
         ),
         relied_on=(
@@ -75,6 +77,7 @@ def plan() -> Plan:
             (tal, "make_anchors"),
             (tal, "dist2bbox"),
             (tal, "bbox2dist"),
+            (loss, "crop_mask"),
             *((detr.DETRLoss, name) for name in ("forward", "_get_loss", "_get_loss_class", "_get_loss_bbox", "_get_loss_aux")),
             (detr.RTDETRDetectionLoss, "get_dn_match_indices"),
             (ops.HungarianMatcher, "forward"),

@@ -15,7 +15,7 @@ enum Type { F32 = 0, BF16 = 1, F16 = 2 };
 enum Spread { NONE = 0, POSITION = 1, ELEMENT = 2 };  // one number per position [O, I], or per element [O, C, I]
 
 constexpr int64_t BOXES = 256;  // boxes of a tile
-constexpr int64_t TILE = 2048;  // numbers of a tile: a few buffers of it stay in the first-level cache
+constexpr int64_t TILE = 1024;  // numbers of a tile: a few buffers of it stay in the first-level cache
 
 // Losses of logits x[O, C, I] where every class is on its own.
 struct Sigmoid {

@@ -27,8 +27,9 @@ INLINE float exp_neg(float a, float low = 0.0f) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  const float y = p * of_bits(int32_t((uint32_t(to_bits(shifted)) << 23) + 0x3f800000u));
-  return a > LAST_EXPONENT ? 0.0f : y;
+  // 0 is made before the product, not after: denormal numbers on the way would cost more than all of this.
+  const int32_t scale = int32_t((uint32_t(to_bits(shifted)) << 23) + 0x3f800000u);
+  return p * of_bits(a > LAST_EXPONENT ? 0 : scale);
 }
 
 // log(1 + e) = 2 atanh(s) for e in [0, 1] and s = e / (2 + e).

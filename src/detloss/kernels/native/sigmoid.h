@@ -22,15 +22,20 @@ INLINE bool any_weight(const Sigmoid& a) { return a.weight_spread != NONE || a.u
 INLINE void weigh_elements(const Sigmoid& a, int64_t at, int64_t n, float* __restrict x, float* __restrict y, float* __restrict w) {
   if (a.weight_spread == ELEMENT) {
     const float* __restrict given = a.weight + at;
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) w[i] = w[i] == 0.0f ? 0.0f : w[i] * given[i];
   }
   if (a.upstream_spread == ELEMENT) {
     const float* __restrict given = a.upstream + at;
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) w[i] = w[i] == 0.0f ? 0.0f : w[i] * given[i];
   }
   if (a.weight_spread == NONE) return;
+#pragma omp simd
   for (int64_t i = 0; i < n; i++) x[i] = w[i] == 0.0f ? OFF : x[i];
-  if (y) for (int64_t i = 0; i < n; i++) y[i] = w[i] == 0.0f ? 0.0f : y[i];
+  if (!y) return;
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) y[i] = w[i] == 0.0f ? 0.0f : y[i];
 }
 
 INLINE int32_t outside_unit(const float* __restrict y, int64_t n) {
@@ -154,6 +159,12 @@ struct SigmoidLoss {
 
   // Weights of a tile of rows; with alpha, the factor of the negatives of each class is part of them.
   MEMBER void spread_weights(int64_t row, int64_t rows, int64_t column, int64_t columns) {
+    if (a.weight_spread != POSITION && a.upstream_spread != POSITION && !a.class_weight && !a.alpha) {
+      const int64_t n = rows * columns;  // one number for all: rows may be as short as one number
+#pragma omp simd
+      for (int64_t i = 0; i < n; i++) { b.w[i] = 1.0f; b.own[i] = 1.0f; b.high[i] = a.positive; b.low[i] = a.negative; }
+      return;
+    }
     for (int64_t r = 0; r < rows; r++) {
       const float w = weight_at(a, row + r);
       const int64_t at = r * columns;
