@@ -1,0 +1,172 @@
+// Kullback-Leibler divergence of a student's softmax p from a teacher's q at a temperature T, times T². Included once per
+// instruction set. The tiles are those of softmax.h.
+//
+// ln(q/p) is a difference of logarithms that are almost equal where a student has learned, and T² enlarges what it loses.
+// With v = (x - y)/T less its mean under q, KL = ln(1 + s) with s = Σ q (exp(v) - 1 - v), a sum of what is never below 0.
+// Where v is small its series keeps all digits; elsewhere q exp(v) = p exp(KL), with KL as the plain difference gives it,
+// which is also the answer where it is large.
+
+constexpr float SERIES = 2.0f;          // the series holds for |v| up to it
+constexpr float PLAIN = 0.69314718f;    // KL above it is taken from the plain difference: s would be above 1
+constexpr float BEYOND_SERIES = 1e30f;  // stands in for x - y where q is 0
+
+// (exp(v) - 1 - v) / v² for |v| <= SERIES; 4e-8 of it at most.
+INLINE float bend(float v) {
+  float p = 2.540635080094944e-08f;
+  p = p * v + 2.966129386550165e-07f;
+  p = p * v + 2.7614037207968067e-06f;
+  p = p * v + 2.472973574185744e-05f;
+  p = p * v + 0.00019838727894239128f;
+  p = p * v + 0.0013889871770516038f;
+  p = p * v + 0.008333365432918072f;
+  p = p * v + 0.04166661947965622f;
+  p = p * v + 0.1666666567325592f;
+  return p * v + 0.5f;
+}
+
+struct Divergence : SoftmaxLoss<0> {
+  static constexpr int64_t MOST = TILE / 2;  // positions of a tile
+  // Per number: exp(-gap/T) of the teacher and of the student, and x - y less its mean.
+  float *q, *p, *u;
+  // Per position: maximum of the teacher, 1 / Σ of q and of p, p to q exp(v), two parts of the mean, the divergence, the
+  // limit of the series, the factor of the gradient.
+  float top[MOST], by_q[MOST], by_p[MOST], lifted[MOST], mean[MOST], rest[MOST], cost[MOST], limit[MOST], slope[MOST];
+
+  Divergence(const Softmax& call, SoftmaxBuffers& buffers, Partial& partial, float* more)
+      : SoftmaxLoss<0>(call, buffers, partial), q(buffers.e), p(more), u(more + positions_per_unit(call) * call.classes) {}
+
+  // f(number, position) of every number of the tile.
+  template <class Each> MEMBER void each(Each f) {
+    if (planar()) {
+      for (int64_t c = 0; c < classes(); c++) {
+#pragma omp simd
+        for (int64_t i = 0; i < n; i++) f(c * n + i, i);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+#pragma omp simd
+      for (int64_t c = 0; c < classes(); c++) f(i * classes() + c, i);
+    }
+  }
+
+  // Gaps to the maxima, in units of the temperature: those of the teacher in q, of the student in p.
+  MEMBER void gaps(float cold) {
+    const float *from = x, *y = b.t, *w = b.w;
+    if (planar()) most_of_planes(from, b.top), most_of_planes(y, top);
+    else for (int64_t i = 0; i < n; i++) b.top[i] = most_of_row(from + i * classes()), top[i] = most_of_row(y + i * classes());
+    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
+      q[k] = w[i] == 0.0f ? 0.0f : (top[i] - y[k]) * cold;
+      p[k] = w[i] == 0.0f ? 0.0f : (b.top[i] - from[k]) * cold;
+    });
+  }
+
+  // Exponentials of the gaps, their sums, and the divergence as the plain difference gives it, in `cost`.
+  MEMBER void plain() {
+    float *__restrict q = this->q, *__restrict p = this->p, *__restrict u = this->u;
+    for (int64_t k = 0; k < n * classes(); k++) {
+      const float teacher = q[k], student = p[k], e = exp_neg(teacher);
+      q[k] = e;
+      p[k] = exp_neg(student);
+      u[k] = e == 0.0f ? 0.0f : e * (student - teacher);
+    }
+    sums(by_q, [q](int64_t k, int64_t) __attribute__((always_inline)) { return q[k]; });
+    sums(by_p, [p](int64_t k, int64_t) __attribute__((always_inline)) { return p[k]; });
+    sums(mean, [u](int64_t k, int64_t) __attribute__((always_inline)) { return u[k]; });
+#pragma omp simd
+    for (int64_t i = 0; i < n; i++) {
+      const float of_q = by_q[i], of_p = by_p[i], apart = mean[i] / of_q, lost = (of_q - of_q) + (of_p - of_p);
+      cost[i] = apart + log_of(of_p) - log_of(of_q) + lost;  // `lost` is NaN where a sum is: log_of is not
+      mean[i] = (b.top[i] - top[i]) - apart * a.temperature;
+      by_q[i] = 1.0f / of_q;
+      by_p[i] = 1.0f / of_p;
+      const float bounded = at_most(at_least(cost[i], 0.0f), 1.0f);
+      lifted[i] = by_p[i] / exp_neg(bounded);
+      limit[i] = cost[i] <= PLAIN ? SERIES : -1.0f;
+    }
+  }
+
+  // x - y less `mean`, to the last digit; what rounding left in the mean goes to `rest`.
+  MEMBER void centre() {
+    const float *from = x, *y = b.t, *w = b.w;
+    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
+      const float difference = from[k] - y[k], back = difference - from[k];
+      const float lost = (from[k] - (difference - back)) - (y[k] + back);
+      const float centred = (difference - mean[i]) + lost;
+      u[k] = w[i] == 0.0f ? 0.0f : q[k] == 0.0f ? BEYOND_SERIES : centred;
+    });
+    const float *weight = q, *value = u;
+    sums(rest, [=](int64_t k, int64_t) __attribute__((always_inline)) { return weight[k] * value[k]; });
+    for (int64_t i = 0; i < n; i++) rest[i] *= by_q[i];
+  }
+
+  // Σ q (exp(v) - 1 - v) in b.sum.
+  MEMBER void excess(float cold) {
+    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
+      const float v = (u[k] - rest[i]) * cold, share = q[k] * by_q[i];
+      b.t[k] = __builtin_fabsf(v) <= SERIES ? share * (v * v * bend(v)) : p[k] * lifted[i] - share * (1.0f + v);
+    });
+    const float* terms = b.t;
+    sums(b.sum, [terms](int64_t k, int64_t) __attribute__((always_inline)) { return terms[k]; });
+  }
+
+  MEMBER void costs() {
+    const float hot = a.temperature, scale = a.scale;
+    float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; i++) {
+      const float s = at_most(b.sum[i], 1.0f);
+      cost[i] = cost[i] <= PLAIN ? log1p_unit(s / (2.0f + s)) : cost[i];
+      const float loss = b.w[i] == 0.0f ? 0.0f : b.w[i] * (hot * (hot * cost[i]));
+      b.loss[i] = loss;
+      sum += loss;
+      slope[i] = b.w[i] * scale * hot;
+    }
+    result.sum += sum;
+  }
+
+  // T (p - q), where they are near as q (exp(v - KL) - 1).
+  MEMBER void slopes(float cold) {
+    float* to = g;
+    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
+      const float v = (u[k] - rest[i]) * cold - cost[i], share = q[k] * by_q[i];
+      to[k] = slope[i] * (__builtin_fabsf(v) <= limit[i] ? share * (v + v * v * bend(v)) : p[k] * by_p[i] - share);
+    });
+  }
+
+  void tile(int64_t first_position, int64_t count, int64_t first_number) {
+    position = first_position;
+    n = count;
+    memory = first_number;
+    const float cold = 1.0f / a.temperature;
+    positions();
+    find_tile();
+    load_tile(a.target, a.target_type, b.t);
+    gaps(cold);
+    plain();
+    centre();
+    excess(cold);
+    costs();
+    if (a.grad) {
+      slopes(cold);
+      store_tile(g);
+    }
+    if (a.out) for (int64_t i = 0; i < n; i++) a.out[position + i] = b.loss[i];
+  }
+};
+
+static void softmax(const Softmax& a, int64_t begin, int64_t end, Partial& result) {
+  const size_t numbers = size_t(positions_per_unit(a) * a.classes);
+  const bool divergence = a.op == Softmax::DIVERGENCE;
+  SoftmaxBuffers b;
+  float* memory = new float[(divergence ? 5 : 3) * numbers];
+  b.gap = memory;
+  b.e = memory + numbers;
+  b.t = memory + 2 * numbers;
+  const int64_t bins = a.op == Softmax::DISTRIBUTION ? a.classes : 0;
+  if (divergence) tiles_of(Divergence(a, b, result, memory + 3 * numbers), begin, end);
+  else if (bins == 16) tiles_of(SoftmaxLoss<16>(a, b, result), begin, end);
+  else if (bins == 17) tiles_of(SoftmaxLoss<17>(a, b, result), begin, end);
+  else tiles_of(SoftmaxLoss<0>(a, b, result), begin, end);
+  delete[] memory;
+}
