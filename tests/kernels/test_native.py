@@ -129,6 +129,7 @@ def test_layouts(layout: str) -> None:
         Call("binary_cross_entropy", pred, target=weight, weight=weight, numbers=(0.0,)),
         Call("cross_entropy", pred, index=index, numbers=(0.0,)),
         Call("smooth_l1", pred, target=weight, weight=weight, numbers=(0.5,)),
+        Call("kl_divergence", pred, target=weight, weight=index.float(), numbers=(4.0,)),
     ):
         found, plain = total(call), total(replace(call, pred=pred.contiguous()))
         torch.testing.assert_close(found[0], plain[0])
@@ -137,9 +138,9 @@ def test_layouts(layout: str) -> None:
         torch.testing.assert_close(*losses)
 
 
-@pytest.mark.parametrize("op", ["sigmoid_focal", "giou", "cross_entropy", "l1"])
+@pytest.mark.parametrize("op", ["sigmoid_focal", "giou", "cross_entropy", "kl_divergence", "l1"])
 def test_the_same_bits_for_every_number_of_threads(op: str) -> None:
-    numbers = {"sigmoid_focal": (2.0, 0.25, 0.75, 0.0), "giou": (1e-6, 0.0), "cross_entropy": (0.0,)}.get(op, ())
+    numbers = {"sigmoid_focal": (2.0, 0.25, 0.75, 0.0), "giou": (1e-6, 0.0), "cross_entropy": (0.0,), "kl_divergence": (4.0,)}
     pred = torch.rand(60000, 4) * 9
     target = (
         {"index": torch.randint(0, 4, (60000,))} if op in ("sigmoid_focal", "cross_entropy") else {"target": torch.rand(60000, 4)}
@@ -148,7 +149,7 @@ def test_the_same_bits_for_every_number_of_threads(op: str) -> None:
     try:
         for count in (1, 2, 3, 1):
             torch.set_num_threads(count)
-            found.append(total(Call(op, pred, numbers=numbers, **target)))
+            found.append(total(Call(op, pred, numbers=numbers.get(op, ()), **target)))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one[0], found[0][0]) and torch.equal(one[1], found[0][1]) for one in found[1:])
@@ -193,6 +194,7 @@ def test_a_scale_of_0_gives_0_even_of_nan() -> None:
         ("sigmoid_focal", (2.0, 0.25, 0.75, 0.0), {"index": torch.tensor([0, 1, 2])}),
         ("cross_entropy", (0.0,), {"index": torch.tensor([0, 1, 2])}),
         ("giou", (1e-6, 0.0), {"target": torch.rand(3, 4)}),
+        ("kl_divergence", (4.0,), {"target": torch.rand(3, 4)}),
     ):
         call = Call(op, torch.full((3, 4), torch.nan), numbers=numbers, **more)
         for factor, divisor in ((0.0, None), (1.0, torch.tensor(0)), (1.0, torch.tensor([0.0]))):

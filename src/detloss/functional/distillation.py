@@ -22,6 +22,21 @@ from detloss.types import Number, Reduction
 __all__ = ["kl_distillation_loss", "localization_distillation_loss"]
 
 
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ q ln(q/p) over dimension 1 with q = softmax(teacher) and p = softmax(student).
+
+    The logarithms are almost equal where the student has learned, and T² enlarges what their difference loses. With
+    u = student − teacher less its mean under q, it is ln(1 + Σ q (e^u − 1 − u)), a sum of what is never below 0.
+    """
+    log_p, log_q = torch_f.log_softmax(student, dim=CLASS_DIM), torch_f.log_softmax(teacher, dim=CLASS_DIM)
+    q = log_q.exp()
+    plain = torch.where(q == 0, 0.0, q * (log_q - log_p)).sum(CLASS_DIM)
+    near = (plain.detach() < 0.5) & (q != 0).all(CLASS_DIM)
+    apart = torch.where(near.unsqueeze(CLASS_DIM), student - teacher, 0.0)
+    u = apart - (q * apart).sum(CLASS_DIM, keepdim=True)
+    return torch.where(near, (q * (u.expm1() - u)).sum(CLASS_DIM).log1p(), plain)
+
+
 def _distil(
     where: str,
     pred: Tensor,
@@ -38,14 +53,8 @@ def _distil(
 
     def formula(pred: Tensor) -> Tensor:
         teacher = mute(where, target, weight, loss_shape(call), reduced_dim=CLASS_DIM)
-        # T² enlarges the difference of two logarithms that are almost equal at high temperatures.
         wide = widest(pred)
-        log_p = torch_f.log_softmax(pred.to(wide) / temperature, dim=CLASS_DIM)
-        log_q = torch_f.log_softmax(teacher.to(wide) / temperature, dim=CLASS_DIM)
-        q = log_q.exp()
-        divergence = torch.where(q == 0, 0.0, q * (log_q - log_p)).sum(CLASS_DIM)
-        # Rounding may leave it below 0, which is its least value.
-        divergence = divergence - divergence.detach().clamp(max=0)
+        divergence = _divergence(pred.to(wide) / temperature, teacher.to(wide) / temperature)
         return (temperature**2 * divergence).to(pred.dtype)
 
     return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)

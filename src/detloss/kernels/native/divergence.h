@@ -6,6 +6,8 @@
 // Where v is small its series keeps all digits; elsewhere q exp(v) = p exp(KL), with KL as the plain difference gives it,
 // which is also the answer where it is large.
 
+#define IN_LINE __attribute__((always_inline))
+
 constexpr float SERIES = 2.0f;          // the series holds for |v| up to it
 constexpr float PLAIN = 0.69314718f;    // KL above it is taken from the plain difference: s would be above 1
 constexpr float BEYOND_SERIES = 1e30f;  // stands in for x - y where q is 0
@@ -35,29 +37,33 @@ struct Divergence : SoftmaxLoss<0> {
   Divergence(const Softmax& call, SoftmaxBuffers& buffers, Partial& partial, float* more)
       : SoftmaxLoss<0>(call, buffers, partial), q(buffers.e), p(more), u(more + positions_per_unit(call) * call.classes) {}
 
-  // f(number, position) of every number of the tile.
-  template <class Each> MEMBER void each(Each f) {
+  // f(number, what `at` gives for its position) of every number of the tile.
+  template <class At, class Each> MEMBER void each(At at, Each f) {
     if (planar()) {
       for (int64_t c = 0; c < classes(); c++) {
 #pragma omp simd
-        for (int64_t i = 0; i < n; i++) f(c * n + i, i);
+        for (int64_t i = 0; i < n; i++) f(c * n + i, at(i));
       }
       return;
     }
     for (int64_t i = 0; i < n; i++) {
+      const int64_t first = i * classes(), last = first + classes();
+      const auto here = at(i);
 #pragma omp simd
-      for (int64_t c = 0; c < classes(); c++) f(i * classes() + c, i);
+      for (int64_t k = first; k < last; k++) f(k, here);
     }
   }
 
   // Gaps to the maxima, in units of the temperature: those of the teacher in q, of the student in p.
   MEMBER void gaps(float cold) {
-    const float *from = x, *y = b.t, *w = b.w;
+    struct Here { bool counts; float student, teacher; };
+    const float *from = x, *y = b.t, *w = b.w, *of_student = b.top, *of_teacher = top;
+    float *q = this->q, *p = this->p;
     if (planar()) most_of_planes(from, b.top), most_of_planes(y, top);
     else for (int64_t i = 0; i < n; i++) b.top[i] = most_of_row(from + i * classes()), top[i] = most_of_row(y + i * classes());
-    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
-      q[k] = w[i] == 0.0f ? 0.0f : (top[i] - y[k]) * cold;
-      p[k] = w[i] == 0.0f ? 0.0f : (b.top[i] - from[k]) * cold;
+    each([=](int64_t i) IN_LINE { return Here{w[i] != 0.0f, of_student[i], of_teacher[i]}; }, [=](int64_t k, Here here) IN_LINE {
+      q[k] = here.counts ? (here.teacher - y[k]) * cold : 0.0f;
+      p[k] = here.counts ? (here.student - from[k]) * cold : 0.0f;
     });
   }
 
@@ -70,9 +76,9 @@ struct Divergence : SoftmaxLoss<0> {
       p[k] = exp_neg(student);
       u[k] = e == 0.0f ? 0.0f : e * (student - teacher);
     }
-    sums(by_q, [q](int64_t k, int64_t) __attribute__((always_inline)) { return q[k]; });
-    sums(by_p, [p](int64_t k, int64_t) __attribute__((always_inline)) { return p[k]; });
-    sums(mean, [u](int64_t k, int64_t) __attribute__((always_inline)) { return u[k]; });
+    sums(by_q, [q](int64_t k, int64_t) IN_LINE { return q[k]; });
+    sums(by_p, [p](int64_t k, int64_t) IN_LINE { return p[k]; });
+    sums(mean, [u](int64_t k, int64_t) IN_LINE { return u[k]; });
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
       const float of_q = by_q[i], of_p = by_p[i], apart = mean[i] / of_q, lost = (of_q - of_q) + (of_p - of_p);
@@ -88,26 +94,29 @@ struct Divergence : SoftmaxLoss<0> {
 
   // x - y less `mean`, to the last digit; what rounding left in the mean goes to `rest`.
   MEMBER void centre() {
-    const float *from = x, *y = b.t, *w = b.w;
-    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
+    struct Here { bool counts; float mean; };
+    const float *from = x, *y = b.t, *w = b.w, *q = this->q, *mean = this->mean;
+    float* u = this->u;
+    each([=](int64_t i) IN_LINE { return Here{w[i] != 0.0f, mean[i]}; }, [=](int64_t k, Here here) IN_LINE {
       const float difference = from[k] - y[k], back = difference - from[k];
       const float lost = (from[k] - (difference - back)) - (y[k] + back);
-      const float centred = (difference - mean[i]) + lost;
-      u[k] = w[i] == 0.0f ? 0.0f : q[k] == 0.0f ? BEYOND_SERIES : centred;
+      const float centred = (difference - here.mean) + lost;
+      u[k] = !here.counts ? 0.0f : q[k] == 0.0f ? BEYOND_SERIES : centred;
     });
-    const float *weight = q, *value = u;
-    sums(rest, [=](int64_t k, int64_t) __attribute__((always_inline)) { return weight[k] * value[k]; });
+    sums(rest, [=](int64_t k, int64_t) IN_LINE { return q[k] * u[k]; });
     for (int64_t i = 0; i < n; i++) rest[i] *= by_q[i];
   }
 
   // Σ q (exp(v) - 1 - v) in b.sum.
   MEMBER void excess(float cold) {
-    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
-      const float v = (u[k] - rest[i]) * cold, share = q[k] * by_q[i];
-      b.t[k] = __builtin_fabsf(v) <= SERIES ? share * (v * v * bend(v)) : p[k] * lifted[i] - share * (1.0f + v);
+    struct Here { float rest, by_q, lifted; };
+    const float *q = this->q, *p = this->p, *u = this->u, *rest = this->rest, *by_q = this->by_q, *lifted = this->lifted;
+    float* terms = b.t;
+    each([=](int64_t i) IN_LINE { return Here{rest[i], by_q[i], lifted[i]}; }, [=](int64_t k, Here here) IN_LINE {
+      const float v = (u[k] - here.rest) * cold, share = q[k] * here.by_q;
+      terms[k] = __builtin_fabsf(v) <= SERIES ? share * (v * v * bend(v)) : p[k] * here.lifted - share * (1.0f + v);
     });
-    const float* terms = b.t;
-    sums(b.sum, [terms](int64_t k, int64_t) __attribute__((always_inline)) { return terms[k]; });
+    sums(b.sum, [=](int64_t k, int64_t) IN_LINE { return terms[k]; });
   }
 
   MEMBER void costs() {
@@ -127,11 +136,16 @@ struct Divergence : SoftmaxLoss<0> {
 
   // T (p - q), where they are near as q (exp(v - KL) - 1).
   MEMBER void slopes(float cold) {
+    struct Here { float rest, by_q, by_p, cost, limit, slope; };
+    const float *q = this->q, *p = this->p, *u = this->u, *rest = this->rest, *by_q = this->by_q, *by_p = this->by_p;
+    const float *cost = this->cost, *limit = this->limit, *slope = this->slope;
     float* to = g;
-    each([=](int64_t k, int64_t i) __attribute__((always_inline)) {
-      const float v = (u[k] - rest[i]) * cold - cost[i], share = q[k] * by_q[i];
-      to[k] = slope[i] * (__builtin_fabsf(v) <= limit[i] ? share * (v + v * v * bend(v)) : p[k] * by_p[i] - share);
-    });
+    each([=](int64_t i) IN_LINE { return Here{rest[i], by_q[i], by_p[i], cost[i], limit[i], slope[i]}; },
+         [=](int64_t k, Here here) IN_LINE {
+           const float v = (u[k] - here.rest) * cold - here.cost, share = q[k] * here.by_q;
+           const float near = share * (v + v * v * bend(v)), far = p[k] * here.by_p - share;
+           to[k] = here.slope * (__builtin_fabsf(v) <= here.limit ? near : far);
+         });
   }
 
   void tile(int64_t first_position, int64_t count, int64_t first_number) {
