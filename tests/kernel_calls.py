@@ -146,18 +146,18 @@ def _pairs_of_distillation() -> Iterator[Pair]:
     """A student far from its teacher, near it and shifted as a whole, and wide of it; rows and planes, with and without weights."""
     for form, shape, weighted in (
         ("rows", (61, CLASSES), True),
-        ("rows", (43, 17), False),
-        ("rows", (9, 401), True),
+        ("bins", (43, 17), False),
         ("planes", (2, CLASSES, 3, 7), True),
-        ("planes", (1, CLASSES, 50, 50), False),
     ):
         teacher, noise = _logits(shape, 5), torch.randn(shape, generator=_generator(6))
-        for name, student, temperature in (
-            ("far", _logits(shape), 4.0),
-            ("cold", _logits(shape), 0.3),
-            ("near", teacher + 0.05 * noise, 10.0),
-            ("shifted", teacher + 900 + noise, 1.0),
-        ):
+        kinds = {
+            "far": (_logits(shape), 4.0),
+            "near": (teacher + 0.05 * noise, 10.0),
+            "cold": (_logits(shape), 0.3),
+            "shifted": (teacher + 900 + noise, 1.0),
+        }
+        for name in kinds if form == "rows" else ("far", "near"):
+            student, temperature = kinds[name]
             w = _weight((*shape[:1], *shape[2:])) if weighted else None
             call = Call("kl_divergence", student, target=teacher, weight=w, numbers=(temperature,))
             options: dict[str, Any] = {"temperature": temperature, "weight": w, "reduction": "none"}

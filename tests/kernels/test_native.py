@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import kernel_calls as calls
 import pytest
@@ -112,6 +113,48 @@ def test_any_number_of_pixels(pixels: tuple[int, int]) -> None:
     ):
         call = Call(op, pred, index=index, numbers=numbers)
         calls.check(BACKEND, calls.Pair(op, call, lambda x, f=function: f(x, index, reduction="none")), tolerance=3e-6)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2049, 2), (7, 2048), (3, 5000), (900, 81), (5, 16), (1, 3, 1, 2), (2, 3, 50, 50)], ids=str)
+def test_divergence_from_a_teacher_of_any_size(shape: tuple[int, ...]) -> None:
+    teacher = torch.randn(shape) * 3
+    for pred, temperature in ((torch.randn(shape) * 3, 1.0), (teacher + 0.1 * torch.randn(shape), 10.0)):
+        call = Call("kl_divergence", pred, target=teacher, numbers=(temperature,))
+        reference = partial(F.kl_distillation_loss, target=teacher, temperature=temperature, reduction="none")
+        calls.check(BACKEND, calls.Pair("kl", call, reference), tolerance=3e-6)
+
+
+def test_divergence_keeps_the_digits_of_every_row_and_is_never_below_0(instruction_set: str) -> None:
+    """Relative to the row, not to the largest: from almost equal to opposite, with a shift that cancels."""
+    teacher, noise = torch.randn(300, 17) * 2, torch.randn(300, 17)
+    for pred, temperature in (
+        *((teacher + apart * noise, t) for apart in (1e-7, 1e-4, 1e-2, 1.0, 5.0) for t in (1.0, 10.0, 100.0)),
+        (teacher + 1000 + 0.01 * noise, 4.0),
+        (-1e4 * teacher, 1.0),
+    ):
+        call = Call("kl_divergence", pred, target=teacher, numbers=(temperature,))
+        loss, exact = BACKEND.elements(call, True), pred.double().requires_grad_()
+        expected = F.kl_distillation_loss(exact, teacher, temperature=temperature, reduction="none")
+        (slope,) = torch.autograd.grad(expected.sum(), exact)
+        assert loss is not None and (loss >= 0).all()
+        torch.testing.assert_close(loss.double(), expected.detach(), rtol=3e-6, atol=0.0)
+        error = (total(call)[1] - slope).abs().amax(1)
+        assert (error <= 1e-5 * slope.abs().amax(1)).all()
+
+
+def test_divergence_of_values_that_are_not_finite_is_that_of_the_formula(instruction_set: str) -> None:
+    plain, special = (0.3, -1.0, 2.0, 0.5), (0.3, torch.inf, -torch.inf, torch.nan, 1e4, -1e4, 1e30, -1e30)
+    rows = [torch.tensor([[first, *plain[1:]], [-torch.inf] * 4, [*plain[:3], first]]) for first in special]
+    students = torch.cat([row for row in rows for _ in special])
+    teachers = torch.cat([row for _ in special for row in rows])
+    for temperature in (1.0, 4.0):
+        call = Call("kl_divergence", students, target=teachers, numbers=(temperature,))
+        loss, exact = BACKEND.elements(call, True), students.double().requires_grad_()
+        expected = F.kl_distillation_loss(exact, teachers, temperature=temperature, reduction="none")
+        (slope,) = torch.autograd.grad(expected.sum(), exact)
+        assert loss is not None
+        torch.testing.assert_close(loss, expected.detach().float(), rtol=1e-5, atol=1e-7, equal_nan=True)
+        torch.testing.assert_close(total(call)[1].double(), slope, rtol=1e-5, atol=1e-6, equal_nan=True, check_dtype=False)
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed"])

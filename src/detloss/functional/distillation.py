@@ -57,7 +57,9 @@ def _distil(
         divergence = _divergence(pred.to(wide) / temperature, teacher.to(wide) / temperature)
         return (temperature**2 * divergence).to(pred.dtype)
 
-    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)
+    # Beyond these the square of a temperature, or of a difference of logits over it, leaves fp32.
+    usual = 1e-6 <= temperature <= 1e6
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=usual)
 
 
 def kl_distillation_loss(

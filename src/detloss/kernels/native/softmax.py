@@ -26,7 +26,6 @@ __all__ = ["OPS", "refuses", "run"]
 OPS = frozenset({"cross_entropy", "softmax_focal", "distribution_focal", "kl_divergence"})
 CLASSES, DISTRIBUTION, DIVERGENCE = range(3)
 _FORMS = {"distribution_focal": DISTRIBUTION, "kl_divergence": DIVERGENCE}
-TEMPERATURES = (1e-6, 1e6)  # beyond them the square of one, or of a difference of logits over it, leaves fp32
 
 
 class _Softmax(ctypes.Structure):
@@ -41,11 +40,9 @@ class _Softmax(ctypes.Structure):
 
 
 def refuses(call: Call) -> str | None:
-    """Softmax focal loss is taken for class indices without label smoothing only, a divergence for usual temperatures."""
+    """Softmax focal loss is taken for class indices without label smoothing only."""
     if call.op == "softmax_focal" and (call.index is None or call.numbers[1] != 0):
         return "softmax focal loss with dense targets or label smoothing has no native kernel"
-    if call.op == "kl_divergence" and call.numbers and not TEMPERATURES[0] <= call.numbers[0] <= TEMPERATURES[1]:
-        return "temperatures below 1e-6 or above 1e6 have no native kernel"
     return None
 
 
