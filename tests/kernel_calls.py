@@ -143,7 +143,7 @@ def _pairs_of_numbers() -> Iterator[Pair]:
 
 
 def _pairs_of_distillation() -> Iterator[Pair]:
-    """A student far from its teacher, near it and shifted as a whole, and wide of it; rows and planes, with and without weights."""
+    """A student far from its teacher, near it, and shifted as a whole; over rows and planes, with and without weights."""
     for form, shape, weighted in (
         ("rows", (61, CLASSES), True),
         ("bins", (43, 17), False),

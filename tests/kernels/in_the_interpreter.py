@@ -133,6 +133,26 @@ def test_extreme_logits() -> None:
             assert torch.isfinite(grad).all()
 
 
+def test_divergence_keeps_the_digits_of_every_row_and_what_is_not_finite() -> None:
+    teacher, noise = torch.randn(8, 6) * 2, torch.randn(8, 6)
+    near = [(teacher + apart * noise, teacher) for apart in (1e-7, 1e-3, 5.0)]
+    rows = [[0.3, -1.0, 2.0, first] for first in (torch.inf, -torch.inf, torch.nan, 1e4, -1e30, 0.3)] + [[-torch.inf] * 4]
+    special = torch.tensor(rows)
+    for pred, target in (
+        *near,
+        (teacher + 1000 + 0.01 * noise, teacher),
+        (special.repeat(7, 1), special.repeat_interleave(7, 0)),
+    ):
+        call = Call("kl_divergence", pred, target=target, numbers=(4.0,))
+        loss, (_, grad) = BACKEND.elements(call, True), BACKEND.total(call, 1.0, None, True, True)
+        exact = pred.double().requires_grad_()
+        expected = F.kl_distillation_loss(exact, target, temperature=4.0, reduction="none")
+        (slope,) = torch.autograd.grad(expected.sum(), exact)
+        torch.testing.assert_close(loss, expected.detach().float(), rtol=3e-6, atol=0.0, equal_nan=True)
+        largest = slope.abs().amax(1, keepdim=True)
+        torch.testing.assert_close((grad / largest).float(), (slope / largest).float(), rtol=0, atol=1e-5, equal_nan=True)
+
+
 def test_targets_of_other_dtypes() -> None:
     pred, mask = torch.randn(40, 4), torch.rand(40, 4) > 0.5
     index, score = torch.randint(0, 5, (40,)), torch.rand(40).bfloat16()

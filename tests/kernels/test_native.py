@@ -115,7 +115,9 @@ def test_any_number_of_pixels(pixels: tuple[int, int]) -> None:
         calls.check(BACKEND, calls.Pair(op, call, lambda x, f=function: f(x, index, reduction="none")), tolerance=3e-6)
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (2049, 2), (7, 2048), (3, 5000), (900, 81), (5, 16), (1, 3, 1, 2), (2, 3, 50, 50)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (2049, 2), (7, 2048), (3, 5000), (900, 81), (5, 16), (1, 3, 1, 2), (2, 3, 50, 50)], ids=str
+)
 def test_divergence_from_a_teacher_of_any_size(shape: tuple[int, ...]) -> None:
     teacher = torch.randn(shape) * 3
     for pred, temperature in ((torch.randn(shape) * 3, 1.0), (teacher + 0.1 * torch.randn(shape), 10.0)):

@@ -6,7 +6,7 @@
 // Where v is small its series keeps all digits; elsewhere q exp(v) = p exp(KL), with KL as the plain difference gives it,
 // which is also the answer where it is large.
 
-#define IN_LINE __attribute__((always_inline))
+#define ALWAYS_INLINE __attribute__((always_inline))
 
 constexpr float SERIES = 2.0f;          // the series holds for |v| up to it
 constexpr float PLAIN = 0.69314718f;    // KL above it is taken from the plain difference: s would be above 1
@@ -61,7 +61,7 @@ struct Divergence : SoftmaxLoss<0> {
     float *q = this->q, *p = this->p;
     if (planar()) most_of_planes(from, b.top), most_of_planes(y, top);
     else for (int64_t i = 0; i < n; i++) b.top[i] = most_of_row(from + i * classes()), top[i] = most_of_row(y + i * classes());
-    each([=](int64_t i) IN_LINE { return Here{w[i] != 0.0f, of_student[i], of_teacher[i]}; }, [=](int64_t k, Here here) IN_LINE {
+    each([=](int64_t i) ALWAYS_INLINE { return Here{w[i] != 0.0f, of_student[i], of_teacher[i]}; }, [=](int64_t k, Here here) ALWAYS_INLINE {
       q[k] = here.counts ? (here.teacher - y[k]) * cold : 0.0f;
       p[k] = here.counts ? (here.student - from[k]) * cold : 0.0f;
     });
@@ -76,9 +76,9 @@ struct Divergence : SoftmaxLoss<0> {
       p[k] = exp_neg(student);
       u[k] = e == 0.0f ? 0.0f : e * (student - teacher);
     }
-    sums(by_q, [q](int64_t k, int64_t) IN_LINE { return q[k]; });
-    sums(by_p, [p](int64_t k, int64_t) IN_LINE { return p[k]; });
-    sums(mean, [u](int64_t k, int64_t) IN_LINE { return u[k]; });
+    sums(by_q, [q](int64_t k, int64_t) ALWAYS_INLINE { return q[k]; });
+    sums(by_p, [p](int64_t k, int64_t) ALWAYS_INLINE { return p[k]; });
+    sums(mean, [u](int64_t k, int64_t) ALWAYS_INLINE { return u[k]; });
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
       const float of_q = by_q[i], of_p = by_p[i], apart = mean[i] / of_q, lost = (of_q - of_q) + (of_p - of_p);
@@ -97,13 +97,13 @@ struct Divergence : SoftmaxLoss<0> {
     struct Here { bool counts; float mean; };
     const float *from = x, *y = b.t, *w = b.w, *q = this->q, *mean = this->mean;
     float* u = this->u;
-    each([=](int64_t i) IN_LINE { return Here{w[i] != 0.0f, mean[i]}; }, [=](int64_t k, Here here) IN_LINE {
+    each([=](int64_t i) ALWAYS_INLINE { return Here{w[i] != 0.0f, mean[i]}; }, [=](int64_t k, Here here) ALWAYS_INLINE {
       const float difference = from[k] - y[k], back = difference - from[k];
       const float lost = (from[k] - (difference - back)) - (y[k] + back);
       const float centred = (difference - here.mean) + lost;
       u[k] = !here.counts ? 0.0f : q[k] == 0.0f ? BEYOND_SERIES : centred;
     });
-    sums(rest, [=](int64_t k, int64_t) IN_LINE { return q[k] * u[k]; });
+    sums(rest, [=](int64_t k, int64_t) ALWAYS_INLINE { return q[k] * u[k]; });
     for (int64_t i = 0; i < n; i++) rest[i] *= by_q[i];
   }
 
@@ -112,11 +112,11 @@ struct Divergence : SoftmaxLoss<0> {
     struct Here { float rest, by_q, lifted; };
     const float *q = this->q, *p = this->p, *u = this->u, *rest = this->rest, *by_q = this->by_q, *lifted = this->lifted;
     float* terms = b.t;
-    each([=](int64_t i) IN_LINE { return Here{rest[i], by_q[i], lifted[i]}; }, [=](int64_t k, Here here) IN_LINE {
+    each([=](int64_t i) ALWAYS_INLINE { return Here{rest[i], by_q[i], lifted[i]}; }, [=](int64_t k, Here here) ALWAYS_INLINE {
       const float v = (u[k] - here.rest) * cold, share = q[k] * here.by_q;
       terms[k] = __builtin_fabsf(v) <= SERIES ? share * (v * v * bend(v)) : p[k] * here.lifted - share * (1.0f + v);
     });
-    sums(b.sum, [=](int64_t k, int64_t) IN_LINE { return terms[k]; });
+    sums(b.sum, [=](int64_t k, int64_t) ALWAYS_INLINE { return terms[k]; });
   }
 
   MEMBER void costs() {
@@ -140,8 +140,8 @@ struct Divergence : SoftmaxLoss<0> {
     const float *q = this->q, *p = this->p, *u = this->u, *rest = this->rest, *by_q = this->by_q, *by_p = this->by_p;
     const float *cost = this->cost, *limit = this->limit, *slope = this->slope;
     float* to = g;
-    each([=](int64_t i) IN_LINE { return Here{rest[i], by_q[i], by_p[i], cost[i], limit[i], slope[i]}; },
-         [=](int64_t k, Here here) IN_LINE {
+    each([=](int64_t i) ALWAYS_INLINE { return Here{rest[i], by_q[i], by_p[i], cost[i], limit[i], slope[i]}; },
+         [=](int64_t k, Here here) ALWAYS_INLINE {
            const float v = (u[k] - here.rest) * cold - here.cost, share = q[k] * here.by_q;
            const float near = share * (v + v * v * bend(v)), far = p[k] * here.by_p - share;
            to[k] = here.slope * (__builtin_fabsf(v) <= here.limit ? near : far);

@@ -1,9 +1,10 @@
 """Divergence of a student's softmax from a teacher's on CUDA.
 
-T² KL = T² ln(1 + Σ q (e^v − 1 − v)) with v = (x − y)/T less its mean under q, a sum of what is never below 0: where v is small by a
-series, elsewhere with q e^v = p e^KL and KL as the plain difference of logarithms gives it, which is also the answer where it
-is large. The gradient T (p − q) is T q (e^(v − KL) − 1) where the two are near. Classes are taken a block at a time, four times:
-maxima; sums of the exponentials; the rest of the mean; loss. A fifth pass writes the gradient; all but the first read the cache.
+T² KL = T² ln(1 + Σ q (e^v − 1 − v)) with v = (x − y)/T less its mean under q, a sum of what is never below 0: where v is small
+by a series, elsewhere with q e^v = p e^KL and KL as the plain difference of logarithms gives it, which is also the answer
+where it is large. The gradient T (p − q) is T q (e^(v − KL) − 1) where the two are near. Classes are taken a block at a time,
+four times: maxima; sums of the exponentials; the rest of the mean; loss. A fifth pass writes the gradient. All passes but the
+first read the cache.
 """
 
 from __future__ import annotations
@@ -119,9 +120,7 @@ def divergence_positions(
         x, y = _cells(x_ptr, y_ptr, base[:, None] + (c * step)[None, :], mask[:, None] & (c < C)[None, :])
         p, q, _ = _shares(x, y, top_x[:, None], top_y[:, None], cold)
         v, share = (_centred(x, y, q, mean[:, None]) - rest[:, None]) * cold, q * by_q[:, None]
-        excess += tl.sum(
-            tl.where(tl.abs(v) <= SERIES, share * (v * v * _bend(v)), p * lifted[:, None] - share * (1.0 + v)), 1
-        )
+        excess += tl.sum(tl.where(tl.abs(v) <= SERIES, share * (v * v * _bend(v)), p * lifted[:, None] - share * (1.0 + v)), 1)
     near = plain <= PLAIN
     cost = tl.where(near, log1p_unit(tl.minimum(excess, 1.0)), plain)
     loss = tl.where(counts, hot * (hot * cost) * w, 0.0)
