@@ -61,10 +61,11 @@ struct Divergence : SoftmaxLoss<0> {
     float *q = this->q, *p = this->p;
     if (planar()) most_of_planes(from, b.top), most_of_planes(y, top);
     else for (int64_t i = 0; i < n; i++) b.top[i] = most_of_row(from + i * classes()), top[i] = most_of_row(y + i * classes());
-    each([=](int64_t i) ALWAYS_INLINE { return Here{w[i] != 0.0f, of_student[i], of_teacher[i]}; }, [=](int64_t k, Here here) ALWAYS_INLINE {
-      q[k] = here.counts ? (here.teacher - y[k]) * cold : 0.0f;
-      p[k] = here.counts ? (here.student - from[k]) * cold : 0.0f;
-    });
+    each([=](int64_t i) ALWAYS_INLINE { return Here{w[i] != 0.0f, of_student[i], of_teacher[i]}; },
+         [=](int64_t k, Here here) ALWAYS_INLINE {
+           q[k] = here.counts ? (here.teacher - y[k]) * cold : 0.0f;
+           p[k] = here.counts ? (here.student - from[k]) * cold : 0.0f;
+         });
   }
 
   // Exponentials of the gaps, their sums, and the divergence as the plain difference gives it, in `cost`.
