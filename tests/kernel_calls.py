@@ -143,6 +143,28 @@ def _pairs_of_numbers() -> Iterator[Pair]:
         yield Pair(f"distribution_focal-{bins}", call, reference)
 
 
+def _pairs_of_distillation() -> Iterator[Pair]:
+    """A student far from its teacher, near it, and shifted as a whole; over rows and planes, with and without weights."""
+    for form, shape, weighted in (
+        ("rows", (61, CLASSES), True),
+        ("bins", (43, 17), False),
+        ("planes", (2, CLASSES, 3, 7), True),
+    ):
+        teacher, noise = _logits(shape, 5), torch.randn(shape, generator=_generator(6))
+        kinds = {
+            "far": (_logits(shape), 4.0),
+            "near": (teacher + 0.05 * noise, 10.0),
+            "cold": (_logits(shape), 0.3),
+            "shifted": (teacher + 900 + noise, 1.0),
+        }
+        for name in kinds if form == "rows" else ("far", "near"):
+            student, temperature = kinds[name]
+            w = _weight((*shape[:1], *shape[2:])) if weighted else None
+            call = Call("kl_divergence", student, target=teacher, weight=w, numbers=(temperature,))
+            options: dict[str, Any] = {"temperature": temperature, "weight": w, "reduction": "none"}
+            yield Pair(f"kl-{form}-{name}", call, partial(F.kl_distillation_loss, target=teacher, **options))
+
+
 def _boxes(number: int) -> tuple[Tensor, Tensor]:
     """Predictions and targets as corners: near, far, nested, touching, equal in a side, identical, without area, inverted."""
     centre, size = torch.rand(number, 2, generator=_generator()) * 400, torch.rand(number, 2, generator=_generator(1)) * 90 + 2
@@ -182,7 +204,7 @@ def _pairs_of_boxes() -> Iterator[Pair]:
 
 def pairs() -> list[Pair]:
     """All calls, with unique names."""
-    made = [*_pairs_of_classes(), *_pairs_of_numbers(), *_pairs_of_boxes()]
+    made = [*_pairs_of_classes(), *_pairs_of_numbers(), *_pairs_of_distillation(), *_pairs_of_boxes()]
     return [replace(pair, id=f"{pair.id}-{number}") for number, pair in enumerate(made)]
 
 

@@ -60,6 +60,52 @@ def test_classes_of_a_map_are_in_dimension_1() -> None:
     torch.testing.assert_close(loss.flatten(), flat)
 
 
+def test_bins_have_any_leading_dimensions_and_weights_over_some_of_them() -> None:
+    student, teacher, weight = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 4, 8), torch.rand(2, 3)
+    flat, each = (x.reshape(-1, 8) for x in (student, teacher)), weight.repeat_interleave(4)
+    expected = F.localization_distillation_loss(*flat, weight=each, reduction="none")
+    loss = F.localization_distillation_loss(student, teacher, weight=weight, reduction="none")
+    assert loss.shape == (2, 3, 4) and torch.equal(loss.flatten(), expected)
+    mean = F.localization_distillation_loss(student, teacher, weight=weight, avg_factor=3.0)
+    torch.testing.assert_close(mean, expected.sum() / 3)
+    assert F.localization_distillation_loss(student[0, 0, 0], teacher[0, 0, 0], reduction="none").shape == ()
+    with pytest.raises(ValueError, match="weight must have the leading dimensions"):
+        F.localization_distillation_loss(student, teacher, weight=torch.rand(3, 2))
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_has_weight_0_may_hold_anything(function: Any, dtype: torch.dtype) -> None:
+    student, teacher = torch.randn(4, 5, dtype=dtype), torch.randn(4, 5, dtype=dtype)
+    student[0], teacher[1], teacher[2] = torch.nan, torch.nan, torch.inf
+    student.requires_grad_()
+    loss = function(student, teacher, weight=torch.tensor([0.0, 0.0, 0.0, 1.0]), reduction="none")
+    (slope,) = torch.autograd.grad(loss.sum(), student)
+    assert not loss[:3].any() and not slope[:3].any() and loss[3] > 0 and slope[3].any()
+
+
+@BOTH
+@pytest.mark.parametrize("temperature", [1e-9, 1e-3, 1.0, 1e4, 1e8])
+def test_any_temperature(function: Any, temperature: float) -> None:
+    student = torch.tensor([[1.0, 0.0, -2.0], [0.0, 3.0, 1.0]]) * temperature
+    teacher = torch.tensor([[0.0, 0.5, 1.0], [0.0, 3.1, 1.0]]) * temperature
+    loss = function(student, teacher, temperature=temperature, reduction="none") / temperature**2
+    exact = function(student.double(), teacher.double(), temperature=temperature, reduction="none") / temperature**2
+    assert (loss > 0).all()
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0.0)
+
+
+@BOTH
+def test_gradients_of_the_formula(function: Any) -> None:
+    """First and second derivatives where the logarithms are near, far, and without a class of the teacher."""
+    teacher = torch.randn(6, 4, dtype=torch.float64)
+    student = teacher + torch.tensor([0.01, 0.1, 0.5, 4.0, 9.0, 0.2], dtype=torch.float64)[:, None] * torch.randn(6, 4).double()
+    teacher[5, 1] = -torch.inf
+    student.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: function(x, teacher, temperature=2.0, reduction="none"), student)
+    assert torch.autograd.gradgradcheck(lambda x: function(x, teacher, temperature=2.0, reduction="none"), student)
+
+
 def test_modules_take_the_vocabulary_of_mmdet() -> None:
     student, teacher = torch.randn(3, 5), torch.randn(3, 5)
     for name, function in (

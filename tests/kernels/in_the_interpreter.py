@@ -29,7 +29,7 @@ def poison_and_small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sigmoid, "ROW_BLOCK", 256)
     monkeypatch.setattr(sigmoid, "PLANE_BLOCK", 16)
     monkeypatch.setattr(sigmoid, "CLASS_BLOCK", 3)
-    monkeypatch.setattr(softmax, "_tile", lambda classes, planes: (16 if planes else 32, 4))
+    monkeypatch.setattr(softmax, "tile_shape", lambda classes, planes: (16 if planes else 32, 4))
     monkeypatch.setattr(distribution, "CELLS", 512)
     monkeypatch.setattr(coordinates, "BLOCK_SIZE", 512)
     monkeypatch.setattr(boxes, "BLOCK_SIZE", 128)
@@ -70,7 +70,12 @@ def test_layouts(layout: str) -> None:
     else:
         pred = torch.randn(5, 42).t()
     index = torch.randint(0, 5, (2, 3, 7) if pred.ndim == 4 else (42,))
-    for call in (focal(pred, index), Call("cross_entropy", pred, index=index, numbers=(0.0,))):
+    teacher = torch.rand(pred.shape).t().contiguous().t() if pred.ndim == 2 else torch.rand(pred.shape)
+    for call in (
+        focal(pred, index),
+        Call("cross_entropy", pred, index=index, numbers=(0.0,)),
+        Call("kl_divergence", pred, target=teacher, numbers=(4.0,)),
+    ):
         found, plain = (BACKEND.total(replace(call, pred=x), 1.0, None, True, True) for x in (pred, pred.contiguous()))
         torch.testing.assert_close(found[0], plain[0])
         torch.testing.assert_close(found[1], plain[1])
@@ -100,6 +105,7 @@ def test_divisor_of_0_gives_0_even_of_nan() -> None:
         ("sigmoid_focal", (2.0, 0.25, 0.75, 0.0), {"index": torch.tensor([0, 1, 2])}),
         ("cross_entropy", (0.0,), {"index": torch.tensor([0, 1, 2])}),
         ("distribution_focal", (), {"target": torch.rand(3)}),
+        ("kl_divergence", (4.0,), {"target": torch.rand(3, 4)}),
         ("l1", (), {"target": torch.rand(3, 4)}),
         ("giou", (1e-6, 0.0), {"target": torch.rand(3, 4)}),
     ):
@@ -125,6 +131,26 @@ def test_extreme_logits() -> None:
             loss = F.sigmoid_focal_loss(exact, index, gamma=gamma, alpha=None, reduction="sum")
             torch.testing.assert_close(total.double(), loss.detach())
             assert torch.isfinite(grad).all()
+
+
+def test_divergence_keeps_the_digits_of_every_row_and_what_is_not_finite() -> None:
+    teacher, noise = torch.randn(8, 6) * 2, torch.randn(8, 6)
+    near = [(teacher + apart * noise, teacher) for apart in (1e-7, 1e-3, 5.0)]
+    rows = [[0.3, -1.0, 2.0, first] for first in (torch.inf, -torch.inf, torch.nan, 1e4, -1e30, 0.3)] + [[-torch.inf] * 4]
+    special = torch.tensor(rows)
+    for pred, target in (
+        *near,
+        (teacher + 1000 + 0.01 * noise, teacher),
+        (special.repeat(7, 1), special.repeat_interleave(7, 0)),
+    ):
+        call = Call("kl_divergence", pred, target=target, numbers=(4.0,))
+        loss, (_, grad) = BACKEND.elements(call, True), BACKEND.total(call, 1.0, None, True, True)
+        exact = pred.double().requires_grad_()
+        expected = F.kl_distillation_loss(exact, target, temperature=4.0, reduction="none")
+        (slope,) = torch.autograd.grad(expected.sum(), exact)
+        torch.testing.assert_close(loss, expected.detach().float(), rtol=3e-6, atol=0.0, equal_nan=True)
+        largest = slope.abs().amax(1, keepdim=True)
+        torch.testing.assert_close((grad / largest).float(), (slope / largest).float(), rtol=0, atol=1e-5, equal_nan=True)
 
 
 def test_targets_of_other_dtypes() -> None:
@@ -175,6 +201,8 @@ def test_through_the_public_functions() -> None:
             (F.quality_focal_loss, torch.randn(9, 4), (torch.randint(0, 5, (9,)), torch.rand(9))),
             (F.cross_entropy_loss, torch.randn(2, 4, 3, 3), torch.randint(0, 4, (2, 3, 3))),
             (F.distribution_focal_loss, torch.randn(9, 8), torch.rand(9) * 7),
+            (F.kl_distillation_loss, torch.randn(2, 4, 3, 3), torch.randn(2, 4, 3, 3)),
+            (F.localization_distillation_loss, torch.randn(3, 4, 8), torch.randn(3, 4, 8)),
             (F.ciou_loss, *(torch.rand(9, 4).cumsum(1) for _ in range(2))),
             (F.smooth_l1_loss, torch.randn(9, 4), torch.randn(9, 4)),
             (F.huber_loss, torch.randn(9, 4), torch.randn(9, 4)),

@@ -21,6 +21,7 @@ from detloss.kernels.native.library import problem
 needs_library = pytest.mark.skipif(problem() is not None, reason=f"no native library: {problem()}")
 BOXES = torch.tensor([[0.0, 0.0, 4.0, 4.0], [1.0, 2.0, 5.0, 9.0], [3.0, 3.0, 4.0, 8.0]])
 LABELS = torch.tensor([0, 3, 1])
+TEACHER = torch.tensor([[0.0, 1.0, -2.0, 0.5, 3.0], [1.0, 1.0, 1.0, 1.0, 1.0], [-4.0, 9.0, 0.0, 2.0, 2.0]])
 
 # One loss of each family: predictions to a scalar or element-wise loss.
 Function = Callable[..., Tensor]
@@ -29,6 +30,7 @@ FAMILIES: dict[str, tuple[Callable[[], Tensor], Function]] = {
     "qfl": (lambda: torch.randn(3, 3), lambda x, **o: F.quality_focal_loss(x, (LABELS, torch.tensor([0.2, 0.0, 1.0])), **o)),
     "ce": (lambda: torch.randn(3, 4), lambda x, **o: F.cross_entropy_loss(x, LABELS, **o)),
     "dfl": (lambda: torch.randn(3, 5), lambda x, **o: F.distribution_focal_loss(x, torch.tensor([0.0, 1.3, 4.0]), **o)),
+    "kl": (lambda: torch.randn(3, 5), lambda x, **o: F.kl_distillation_loss(x, TEACHER, temperature=2.0, **o)),
     "giou": (lambda: BOXES + torch.rand(3, 4), lambda x, **o: F.giou_loss(x, BOXES, **o)),
     "smooth-l1": (lambda: torch.randn(3, 4), lambda x, **o: F.smooth_l1_loss(x, BOXES, **o)),
     "huber": (lambda: torch.randn(3, 4), lambda x, **o: F.huber_loss(x, BOXES, **o)),
@@ -72,10 +74,12 @@ def test_backend_knows_the_functions_that_the_options_of_a_module_choose() -> No
         detloss.FocalLoss(): "sigmoid_focal", detloss.FocalLoss(use_sigmoid=False): "softmax_focal",
         detloss.CrossEntropyLoss(): "cross_entropy", detloss.CrossEntropyLoss(use_sigmoid=True): "binary_cross_entropy",
         detloss.IoULoss(): "iou", detloss.SmoothL1Loss(): "smooth_l1", detloss.DistributionFocalLoss(): "distribution_focal",
+        detloss.KnowledgeDistillationKLDivLoss(): "kl_divergence", detloss.LocalizationDistillationLoss(): "kl_divergence",
         detloss.VarifocalLoss(): "varifocal", detloss.HuberLoss(): "huber", detloss.BalancedL1Loss(): "",
     }  # fmt: skip
     assert {loss: operation_of(loss) for loss in expected} == expected
     functions = {F.sigmoid_focal_loss: "sigmoid_focal", F.ciou_loss: "ciou", F.centerness_loss: "binary_cross_entropy"}
+    functions |= {F.kl_distillation_loss: "kl_divergence", F.localization_distillation_loss: "kl_divergence"}
     assert {function: operation_of(function) for function in functions} == functions
 
 

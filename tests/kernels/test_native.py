@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import kernel_calls as calls
 import pytest
@@ -114,6 +115,50 @@ def test_any_number_of_pixels(pixels: tuple[int, int]) -> None:
         calls.check(BACKEND, calls.Pair(op, call, lambda x, f=function: f(x, index, reduction="none")), tolerance=3e-6)
 
 
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (2049, 2), (7, 2048), (3, 5000), (900, 81), (5, 16), (1, 3, 1, 2), (2, 3, 50, 50)], ids=str
+)
+def test_divergence_from_a_teacher_of_any_size(shape: tuple[int, ...]) -> None:
+    teacher = torch.randn(shape) * 3
+    for pred, temperature in ((torch.randn(shape) * 3, 1.0), (teacher + 0.1 * torch.randn(shape), 10.0)):
+        call = Call("kl_divergence", pred, target=teacher, numbers=(temperature,))
+        reference = partial(F.kl_distillation_loss, target=teacher, temperature=temperature, reduction="none")
+        calls.check(BACKEND, calls.Pair("kl", call, reference), tolerance=3e-6)
+
+
+def test_divergence_keeps_the_digits_of_every_row_and_is_never_below_0(instruction_set: str) -> None:
+    """Relative to the row, not to the largest: from almost equal to opposite, with a shift that cancels."""
+    teacher, noise = torch.randn(300, 17) * 2, torch.randn(300, 17)
+    for pred, temperature in (
+        *((teacher + apart * noise, t) for apart in (1e-7, 1e-4, 1e-2, 1.0, 5.0) for t in (1.0, 10.0, 100.0)),
+        (teacher + 1000 + 0.01 * noise, 4.0),
+        (-1e4 * teacher, 1.0),
+    ):
+        call = Call("kl_divergence", pred, target=teacher, numbers=(temperature,))
+        loss, exact = BACKEND.elements(call, True), pred.double().requires_grad_()
+        expected = F.kl_distillation_loss(exact, teacher, temperature=temperature, reduction="none")
+        (slope,) = torch.autograd.grad(expected.sum(), exact)
+        assert loss is not None and (loss >= 0).all()
+        torch.testing.assert_close(loss.double(), expected.detach(), rtol=3e-6, atol=0.0)
+        error = (total(call)[1] - slope).abs().amax(1)
+        assert (error <= 1e-5 * slope.abs().amax(1)).all()
+
+
+def test_divergence_of_values_that_are_not_finite_is_that_of_the_formula(instruction_set: str) -> None:
+    plain, special = (0.3, -1.0, 2.0, 0.5), (0.3, torch.inf, -torch.inf, torch.nan, 1e4, -1e4, 1e30, -1e30)
+    rows = [torch.tensor([[first, *plain[1:]], [-torch.inf] * 4, [*plain[:3], first]]) for first in special]
+    students = torch.cat([row for row in rows for _ in special])
+    teachers = torch.cat([row for _ in special for row in rows])
+    for temperature in (1.0, 4.0):
+        call = Call("kl_divergence", students, target=teachers, numbers=(temperature,))
+        loss, exact = BACKEND.elements(call, True), students.double().requires_grad_()
+        expected = F.kl_distillation_loss(exact, teachers, temperature=temperature, reduction="none")
+        (slope,) = torch.autograd.grad(expected.sum(), exact)
+        assert loss is not None
+        torch.testing.assert_close(loss, expected.detach().float(), rtol=1e-5, atol=1e-7, equal_nan=True)
+        torch.testing.assert_close(total(call)[1].double(), slope, rtol=1e-5, atol=1e-6, equal_nan=True, check_dtype=False)
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed"])
 def test_layouts(layout: str) -> None:
     logits = torch.randn(2, 5, 3, 7)
@@ -129,6 +174,7 @@ def test_layouts(layout: str) -> None:
         Call("binary_cross_entropy", pred, target=weight, weight=weight, numbers=(0.0,)),
         Call("cross_entropy", pred, index=index, numbers=(0.0,)),
         Call("smooth_l1", pred, target=weight, weight=weight, numbers=(0.5,)),
+        Call("kl_divergence", pred, target=weight, weight=index.float(), numbers=(4.0,)),
     ):
         found, plain = total(call), total(replace(call, pred=pred.contiguous()))
         torch.testing.assert_close(found[0], plain[0])
@@ -137,9 +183,9 @@ def test_layouts(layout: str) -> None:
         torch.testing.assert_close(*losses)
 
 
-@pytest.mark.parametrize("op", ["sigmoid_focal", "giou", "cross_entropy", "l1"])
+@pytest.mark.parametrize("op", ["sigmoid_focal", "giou", "cross_entropy", "kl_divergence", "l1"])
 def test_the_same_bits_for_every_number_of_threads(op: str) -> None:
-    numbers = {"sigmoid_focal": (2.0, 0.25, 0.75, 0.0), "giou": (1e-6, 0.0), "cross_entropy": (0.0,)}.get(op, ())
+    numbers = {"sigmoid_focal": (2.0, 0.25, 0.75, 0.0), "giou": (1e-6, 0.0), "cross_entropy": (0.0,), "kl_divergence": (4.0,)}
     pred = torch.rand(60000, 4) * 9
     target = (
         {"index": torch.randint(0, 4, (60000,))} if op in ("sigmoid_focal", "cross_entropy") else {"target": torch.rand(60000, 4)}
@@ -148,7 +194,7 @@ def test_the_same_bits_for_every_number_of_threads(op: str) -> None:
     try:
         for count in (1, 2, 3, 1):
             torch.set_num_threads(count)
-            found.append(total(Call(op, pred, numbers=numbers, **target)))
+            found.append(total(Call(op, pred, numbers=numbers.get(op, ()), **target)))
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one[0], found[0][0]) and torch.equal(one[1], found[0][1]) for one in found[1:])
@@ -193,6 +239,7 @@ def test_a_scale_of_0_gives_0_even_of_nan() -> None:
         ("sigmoid_focal", (2.0, 0.25, 0.75, 0.0), {"index": torch.tensor([0, 1, 2])}),
         ("cross_entropy", (0.0,), {"index": torch.tensor([0, 1, 2])}),
         ("giou", (1e-6, 0.0), {"target": torch.rand(3, 4)}),
+        ("kl_divergence", (4.0,), {"target": torch.rand(3, 4)}),
     ):
         call = Call(op, torch.full((3, 4), torch.nan), numbers=numbers, **more)
         for factor, divisor in ((0.0, None), (1.0, torch.tensor(0)), (1.0, torch.tensor([0.0]))):

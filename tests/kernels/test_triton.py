@@ -102,6 +102,8 @@ def usual_calls() -> dict[str, Callable[[], object]]:
     add("cross entropy", Call("cross_entropy", torch.empty(64, 81), index=of_rows, numbers=(0.0,)))
     add("cross entropy planes", Call("cross_entropy", planes, index=of_planes, numbers=(0.1,)))
     add("softmax focal", Call("softmax_focal", rows, index=of_rows, alpha=torch.empty(80), numbers=(2.0, 0.0)))
+    add("distillation", Call("kl_divergence", rows, target=rows, weight=torch.empty(64), numbers=(4.0,)))
+    add("distillation planes bf16", Call("kl_divergence", planes.bfloat16(), target=planes, numbers=(10.0,)))
     add("distribution focal", Call("distribution_focal", torch.empty(64, 17), target=torch.empty(64), weight=torch.empty(64)))
     for op, numbers in (("l1", ()), ("mse", ()), ("smooth_l1", (0.1,)), ("huber", (0.1,))):
         add(op, Call(op, torch.empty(64, 4), target=torch.empty(64, 4), numbers=numbers, weight=torch.empty(64)))
@@ -137,9 +139,10 @@ def test_kernels_compile_ahead_of_time_without_spilling(capability: int, tmp_pat
 
 def test_every_operation_has_a_kernel_and_is_tested() -> None:
     from detloss.kernels.contract import OPS
-    from detloss.kernels.triton_backend import BACKEND, boxes, coordinates, distribution, sigmoid, softmax
+    from detloss.kernels.triton_backend import BACKEND, boxes, coordinates, distribution, divergence, sigmoid, softmax
 
-    assert set().union(*(family.OPS for family in (boxes, coordinates, distribution, sigmoid, softmax))) == OPS
+    families = (boxes, coordinates, distribution, divergence, sigmoid, softmax)
+    assert set().union(*(family.OPS for family in families)) == OPS
     assert {pair.call.op for pair in kernel_calls.pairs()} == OPS
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         assert BACKEND.unavailable() == "PyTorch finds no CUDA device"

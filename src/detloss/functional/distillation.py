@@ -11,41 +11,55 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import check_positive, check_same_shape, shape_of, upcast_pair
+from detloss.checks import check_positive, check_same_shape, shape_of
 from detloss.functional.precision import widest
 from detloss.functional.targets import CLASS_DIM
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.kernels.contract import Call, loss_shape
+from detloss.kernels.dispatch import fused_loss
+from detloss.reduction import check_weight, mute
 from detloss.types import Number, Reduction
 
 __all__ = ["kl_distillation_loss", "localization_distillation_loss"]
+
+
+def _divergence(student: Tensor, teacher: Tensor) -> Tensor:
+    """Σ q ln(q/p) over dimension 1 with q = softmax(teacher) and p = softmax(student).
+
+    The logarithms are almost equal where the student has learned, and T² enlarges what their difference loses. With
+    u = student − teacher less its mean under q, it is ln(1 + Σ q (e^u − 1 − u)), a sum of what is never below 0.
+    """
+    log_p, log_q = torch_f.log_softmax(student, dim=CLASS_DIM), torch_f.log_softmax(teacher, dim=CLASS_DIM)
+    q = log_q.exp()
+    plain = torch.where(q == 0, 0.0, q * (log_q - log_p)).sum(CLASS_DIM)
+    near = (plain.detach() < 0.5) & (q != 0).all(CLASS_DIM)
+    apart = torch.where(near.unsqueeze(CLASS_DIM), student - teacher, 0.0)
+    u = apart - (q * apart).sum(CLASS_DIM, keepdim=True)
+    return torch.where(near, (q * (u.expm1() - u)).sum(CLASS_DIM).log1p(), plain)
 
 
 def _distil(
     where: str,
     pred: Tensor,
     target: Tensor,
-    dim: int,
     temperature: float,
     weight: Tensor | None,
     avg_factor: Number | Tensor | None,
     reduction: Reduction,
 ) -> Tensor:
-    """T² Σ q ln(q/p) over ``dim`` with q = softmax(target/T) and p = softmax(pred/T), reduced."""
+    """T² Σ q ln(q/p) over dimension 1 with q = softmax(target/T) and p = softmax(pred/T), reduced."""
     check_positive(where, temperature=temperature)
-    check_reduction(where, reduction, avg_factor)
-    shape = list(pred.shape)
-    del shape[dim]
-    pred, target = upcast_pair(mute(where, pred, weight, shape, reduced_dim=dim), target.detach())
-    # T² enlarges the difference of two logarithms that are almost equal at high temperatures.
-    wide = widest(pred)
-    log_p = torch_f.log_softmax(pred.to(wide) / temperature, dim=dim)
-    log_q = torch_f.log_softmax(target.to(wide) / temperature, dim=dim)
-    q = log_q.exp()
-    divergence = torch.where(q == 0, 0.0, q * (log_q - log_p)).sum(dim)
-    # Rounding may leave it below 0, which is its least value.
-    divergence = divergence - divergence.detach().clamp(max=0)
-    loss = (temperature**2 * divergence).to(pred.dtype)
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+    target = target.detach()
+    call = Call("kl_divergence", pred, target=target, weight=weight, numbers=(float(temperature),))
+
+    def formula(pred: Tensor) -> Tensor:
+        teacher = mute(where, target, weight, loss_shape(call), reduced_dim=CLASS_DIM)
+        wide = widest(pred)
+        divergence = _divergence(pred.to(wide) / temperature, teacher.to(wide) / temperature)
+        return (temperature**2 * divergence).to(pred.dtype)
+
+    # Beyond these the square of a temperature, or of a difference of logits over it, leaves fp32.
+    usual = 1e-6 <= temperature <= 1e6
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=usual)
 
 
 def kl_distillation_loss(
@@ -74,7 +88,7 @@ def kl_distillation_loss(
     check_same_shape(where, pred, target)
     if pred.ndim not in (2, 4):
         raise ValueError(f"{where}: logits must be [N, C] or [B, C, H, W]; got {shape_of(pred)}")
-    return _distil(where, pred, target, CLASS_DIM, temperature, weight, avg_factor, reduction)
+    return _distil(where, pred, target, temperature, weight, avg_factor, reduction)
 
 
 def localization_distillation_loss(
@@ -102,4 +116,12 @@ def localization_distillation_loss(
     check_same_shape(where, pred, target)
     if pred.ndim < 1 or pred.shape[-1] < 2:
         raise ValueError(f"{where}: logits must be [N, R + 1] over at least 2 bins; got {shape_of(pred)}")
-    return _distil(where, pred, target, -1, temperature, weight, avg_factor, reduction)
+    if pred.ndim == 2:
+        return _distil(where, pred, target, temperature, weight, avg_factor, reduction)
+    sides = pred.shape[:-1]
+    if weight is not None:
+        check_weight(where, weight, sides)
+        weight = weight.reshape(*weight.shape, *(1,) * (len(sides) - weight.ndim)).expand(sides).flatten()
+    rows, taught = (x.reshape(-1, x.shape[-1]) for x in (pred, target))
+    loss = _distil(where, rows, taught, temperature, weight, avg_factor, reduction)
+    return loss.reshape(sides) if reduction == "none" else loss

@@ -21,6 +21,7 @@ quality_focal         index and score, or target dense         beta
 varifocal             index and score, or target dense         alpha, gamma, iou_weighted
 cross_entropy         index, or target dense                   ε
 softmax_focal         index, or target dense                   gamma, ε
+kl_divergence         target: logits of a teacher        temperature, in [1e-6, 1e6]
 distribution_focal    target: distances [...] in bins
 l1, mse               target: like pred
 smooth_l1             target: like pred                        beta > 0
@@ -48,7 +49,7 @@ from detloss.kernels.means import BinMeans
 __all__ = ["BOX_OPS", "ELEMENT_OPS", "OPS", "POSITION_OPS", "ROW_OPS", "Backend", "Call", "loss_shape"]
 
 ELEMENT_OPS = frozenset({"sigmoid_focal", "binary_cross_entropy", "varifocal", "l1", "mse", "smooth_l1", "huber"})
-POSITION_OPS = frozenset({"quality_focal", "cross_entropy", "softmax_focal"})
+POSITION_OPS = frozenset({"quality_focal", "cross_entropy", "softmax_focal", "kl_divergence"})
 BOX_OPS = frozenset({"iou", "giou", "diou", "ciou", "eiou", "siou"})
 ROW_OPS = BOX_OPS | {"distribution_focal"}
 OPS = ELEMENT_OPS | POSITION_OPS | ROW_OPS

@@ -38,6 +38,8 @@ _OP_OF = {
     "CrossEntropyLoss": "cross_entropy", "CenternessLoss": "binary_cross_entropy", "centerness": "binary_cross_entropy",
     "MaskBCELoss": "binary_cross_entropy", "mask_bce": "binary_cross_entropy",
     "MaskFocalLoss": "sigmoid_focal", "mask_focal": "sigmoid_focal",
+    "KnowledgeDistillationKLDivLoss": "kl_divergence", "kl_distillation": "kl_divergence",
+    "LocalizationDistillationLoss": "kl_divergence", "localization_distillation": "kl_divergence",
     "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
 }  # fmt: skip
 _WITH_SIGMOID = {

@@ -51,17 +51,17 @@ struct Boxes {
 
 // Losses of a softmax over the classes (or bins) of logits x[O, C, I].
 struct Softmax {
-  enum Op { CLASSES = 0, DISTRIBUTION = 1 };
+  enum Op { CLASSES = 0, DISTRIBUTION = 1, DIVERGENCE = 2 };
   const void* x;
   const int64_t* index;  // [O, I], or null
-  const void* target;    // [O, C, I] shares, or [O] distances in bins
+  const void* target;    // [O, C, I] shares or logits of a teacher, or [O] distances in bins
   const float *weight, *upstream;     // [O, I] or null
   const float *class_weight, *alpha;  // [C] or null
   void* grad;  // like x, or null
   float* out;  // [O, I] or null
   int64_t outer, classes, inner, ignore;
   int32_t type, target_type, op;
-  float gamma, smoothing, scale;
+  float gamma, smoothing, temperature, scale;
 };
 
 // Differences of numbers one by one; `per_weight` neighbours share a weight.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["library", "problem"]
 
-VERSION = 4
+VERSION = 5
 NOT_BUILT = (
     "detloss was installed without a C++ compiler, or runs from a source tree in which the library was not built "
     "(`python setup.py build_ext --inplace` builds it)"

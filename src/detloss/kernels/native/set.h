@@ -11,6 +11,7 @@ namespace KERNEL_SET {
 #include "boxes_cells.h"
 #include "boxes.h"
 #include "softmax.h"
+#include "divergence.h"
 #include "coordinates.h"
 #include "expectation.h"
 }  // namespace KERNEL_SET

@@ -54,13 +54,24 @@ template <int C> struct SoftmaxLoss {
     for (int64_t c = 0; c < classes(); c++) store(a.grad, a.type, memory + c * a.inner, n, from + c * n);
   }
 
+  MEMBER float most_of_row(const float* row) const {
+    float most = row[0];
+#pragma omp simd reduction(max : most)
+    for (int64_t c = 0; c < classes(); c++) most = greater(most, row[c]);
+    return most;
+  }
+
+  MEMBER void most_of_planes(const float* __restrict from, float* __restrict top) const {
+    for (int64_t i = 0; i < n; i++) top[i] = from[i];
+    for (int64_t c = 1; c < classes(); c++) for (int64_t i = 0; i < n; i++) top[i] = greater(top[i], from[c * n + i]);
+  }
+
   // gap = maximum − x of every number; a position that does not count (w = 0) gets 0 everywhere.
   MEMBER void gaps() {
     float* __restrict top = b.top;
     if (planar()) {
       float* __restrict gap = b.gap;
-      for (int64_t i = 0; i < n; i++) top[i] = gap[i];
-      for (int64_t c = 1; c < classes(); c++) for (int64_t i = 0; i < n; i++) top[i] = greater(top[i], gap[c * n + i]);
+      most_of_planes(gap, top);
       for (int64_t c = 0; c < classes(); c++) {
         for (int64_t i = 0; i < n; i++) gap[c * n + i] = b.w[i] == 0.0f ? 0.0f : top[i] - gap[c * n + i];
       }
@@ -69,9 +80,7 @@ template <int C> struct SoftmaxLoss {
     for (int64_t i = 0; i < n; i++) {
       const float* row = x + i * classes();
       float* gap = b.gap + i * classes();
-      float most = row[0];
-#pragma omp simd reduction(max : most)
-      for (int64_t c = 0; c < classes(); c++) most = greater(most, row[c]);
+      const float most = most_of_row(row);
       if (b.w[i] == 0.0f) for (int64_t c = 0; c < classes(); c++) gap[c] = 0.0f;
       else {
 #pragma omp simd
@@ -262,32 +271,19 @@ template <int C> struct SoftmaxLoss {
     if (a.grad) store_tile(g);
     if (a.out) for (int64_t i = 0; i < n; i++) a.out[position + i] = b.loss[i];
   }
-
-  void units_of(int64_t begin, int64_t end) {
-    const int64_t size = positions_per_unit(a);
-    const int64_t per_image = (a.inner + size - 1) / size;
-    for (int64_t u = begin; u < end; u++) {
-      if (planar()) {
-        const int64_t image = u / per_image, first = u % per_image * size, left = a.inner - first;
-        tile(image * a.inner + first, left < size ? left : size, image * classes() * a.inner + first);
-      } else {
-        const int64_t row = u * size, left = a.outer - row;
-        tile(row, left < size ? left : size, row * classes());
-      }
-    }
-  }
 };
 
-static void softmax(const Softmax& a, int64_t begin, int64_t end, Partial& result) {
-  const size_t numbers = size_t(positions_per_unit(a) * a.classes);
-  SoftmaxBuffers b;
-  float* memory = new float[3 * numbers];
-  b.gap = memory;
-  b.e = memory + numbers;
-  b.t = memory + 2 * numbers;
-  const int64_t bins = a.op == Softmax::DISTRIBUTION ? a.classes : 0;
-  if (bins == 16) SoftmaxLoss<16>(a, b, result).units_of(begin, end);
-  else if (bins == 17) SoftmaxLoss<17>(a, b, result).units_of(begin, end);
-  else SoftmaxLoss<0>(a, b, result).units_of(begin, end);
-  delete[] memory;
+// All tiles of some units of work.
+template <class Loss> INLINE void tiles_of(Loss&& loss, int64_t begin, int64_t end) {
+  const Softmax& a = loss.a;
+  const int64_t size = positions_per_unit(a), per_image = (a.inner + size - 1) / size;
+  for (int64_t u = begin; u < end; u++) {
+    if (loss.planar()) {
+      const int64_t image = u / per_image, first = u % per_image * size, left = a.inner - first;
+      loss.tile(image * a.inner + first, left < size ? left : size, image * a.classes * a.inner + first);
+    } else {
+      const int64_t row = u * size, left = a.outer - row;
+      loss.tile(row, left < size ? left : size, row * a.classes);
+    }
+  }
 }

@@ -1,4 +1,4 @@
-"""Losses of a softmax: cross entropy, softmax focal, distribution focal."""
+"""Losses of a softmax: cross entropy, softmax focal, distribution focal, divergence from a teacher."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from detloss.kernels.native.arguments import (
 
 __all__ = ["OPS", "refuses", "run"]
 
-OPS = frozenset({"cross_entropy", "softmax_focal", "distribution_focal"})
-CLASSES, DISTRIBUTION = range(2)
+OPS = frozenset({"cross_entropy", "softmax_focal", "distribution_focal", "kl_divergence"})
+CLASSES, DISTRIBUTION, DIVERGENCE = range(3)
+_FORMS = {"distribution_focal": DISTRIBUTION, "kl_divergence": DIVERGENCE}
 
 
 class _Softmax(ctypes.Structure):
@@ -34,7 +35,7 @@ class _Softmax(ctypes.Structure):
         *((n, ctypes.c_void_p) for n in ("x", "index", "target", "weight", "upstream", "class_weight", "alpha", "grad", "out")),
         *((name, ctypes.c_int64) for name in ("outer", "classes", "inner", "ignore")),
         *((name, ctypes.c_int32) for name in ("type", "target_type", "op")),
-        *((name, ctypes.c_float) for name in ("gamma", "smoothing", "scale")),
+        *((name, ctypes.c_float) for name in ("gamma", "smoothing", "temperature", "scale")),
     ]
 
 
@@ -43,6 +44,15 @@ def refuses(call: Call) -> str | None:
     if call.op == "softmax_focal" and (call.index is None or call.numbers[1] != 0):
         return "softmax focal loss with dense targets or label smoothing has no native kernel"
     return None
+
+
+def _numbers(call: Call) -> tuple[float, float, float]:
+    """γ, label smoothing and temperature of a call."""
+    if call.op == "softmax_focal":
+        return call.numbers[0], call.numbers[1], 1.0
+    if call.op == "kl_divergence":
+        return 0.0, 0.0, call.numbers[0]
+    return 0.0, (*call.numbers, 0.0)[0], 1.0
 
 
 def _bins(pred: Tensor) -> Layout:
@@ -61,13 +71,12 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     index = None if call.index is None else call.index.to(torch.int64).contiguous()
     class_weight, alpha = as_fp32(call.class_weight), as_fp32(call.alpha)
     result = fresh_like(pred) if need_grad else fresh(*loss_shape(call)) if each else None
-    gamma, smoothing = (*call.numbers, 0.0, 0.0)[:2] if call.op == "softmax_focal" else (0.0, *call.numbers, 0.0)[:2]
     arguments = _Softmax(
         pointer(pred), pointer(index), pointer(target), pointer(weight), pointer(above), pointer(class_weight), pointer(alpha),
         pointer(result) if need_grad else None, pointer(result) if each else None,
         layout.outer, layout.classes, layout.inner, call.ignore_index,
-        TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype], DISTRIBUTION if bins else CLASSES,
-        gamma, smoothing, scale,
+        TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype], _FORMS.get(call.op, CLASSES),
+        *_numbers(call), scale,
     )  # fmt: skip
     total, bad = launch("detloss_softmax", arguments, scale)
     return total, bad, restored(result, layout) if result is not None and need_grad else result

@@ -11,13 +11,13 @@ from torch import Tensor
 from detloss.kernels.contract import Call
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
-from detloss.kernels.triton_backend import boxes, coordinates, distribution, sigmoid, softmax
+from detloss.kernels.triton_backend import boxes, coordinates, distribution, divergence, sigmoid, softmax
 from detloss.kernels.triton_backend.sums import finished, rescaled
 
 __all__ = ["BACKEND", "Triton"]
 
 _FAMILIES: dict[str, ModuleType] = {
-    op: family for family in (sigmoid, softmax, distribution, coordinates, boxes) for op in family.OPS
+    op: family for family in (sigmoid, softmax, divergence, distribution, coordinates, boxes) for op in family.OPS
 }
 
 

@@ -10,7 +10,7 @@ from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import class_layout, in_order, restored, spread
 from detloss.kernels.triton_backend.softmax_kernels import softmax_positions
 
-__all__ = ["OPS", "refuses", "run"]
+__all__ = ["OPS", "refuses", "run", "tile_shape"]
 
 CELLS = 1024
 OPS = frozenset({"cross_entropy", "softmax_focal"})
@@ -21,7 +21,7 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _tile(classes: int, planes: bool) -> tuple[int, int]:
+def tile_shape(classes: int, planes: bool) -> tuple[int, int]:
     """Positions and classes of a tile: few classes beside each other where memory runs along the pixels."""
     block = min(triton.next_power_of_2(classes), 8 if planes else 32)
     return CELLS // block, block
@@ -33,7 +33,7 @@ def run(
     """Partial sums of the weighted losses (``total``), and the gradient (mode ``"grad"``) or the losses (``"each"``)."""
     layout = class_layout(call.pred)
     planes = layout.inner > 1
-    rows, block = _tile(layout.classes, planes)
+    rows, block = tile_shape(layout.classes, planes)
     pred = in_order(call.pred, layout)
     weight, weight_spread = spread(call.weight, call, layout, True)
     above, upstream_spread = spread(upstream, call, layout, True)
