@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as torch_f
 from torch import Tensor
 
 from detloss.checks import upcast
 from detloss.compat.patches.detr_layers import Truth, matched_iou
 from detloss.compat.patches.transformers_matching import alike
 from detloss.compat.transformers.loss.loss_d_fine import bbox2distance
+from detloss.functional.distillation import kl_distillation_loss
 from detloss.functional.distribution import distribution_focal_loss
 
 __all__ = ["corner_terms", "corners_covered"]
@@ -73,12 +73,10 @@ def _localization(criterion: Any, corners: Tensor, points: Tensor, match: Tensor
 
 
 class _Teacher:
-    """The last decoder layer: softened distributions of its corners ``[B, Q, 4, R + 1]``, confidences ``[B, Q]``."""
+    """The last decoder layer: corners ``[B, Q, 4, R + 1]`` and confidences ``[B, Q]``."""
 
     def __init__(self, corners: Tensor, logits: Tensor) -> None:
-        self.corners = corners
-        self.log_q = torch_f.log_softmax(upcast(corners).unflatten(-1, (4, -1)) / TEMPERATURE, -1)
-        self.q = self.log_q.exp()
+        self.corners = upcast(corners).unflatten(-1, (4, -1))
         self.confidence = upcast(logits).amax(-1).sigmoid()
 
     @classmethod
@@ -93,6 +91,7 @@ class _Teacher:
             found, other = (count.to(weight.dtype) for count in (matched.sum(), (~matched).sum()))
             # (mean of the 4 sides of n queries) · √n = sum / (4 √n)
             share = torch.where(matched, 1 / found.clamp(min=1).sqrt(), 1 / other.clamp(min=1).sqrt())
-            factor = weight * share * (TEMPERATURE**2 / 4) / (found.sqrt() + other.sqrt())
-        log_p = torch_f.log_softmax(corners / TEMPERATURE, -1)
-        return ((self.q * (self.log_q - log_p)).sum(-1).sum(-1) * factor).sum()
+            factor = weight * share / (4 * (found.sqrt() + other.sqrt()))
+        student, teacher = (x.flatten(0, 2) for x in (corners, self.corners))
+        weight = factor.flatten().repeat_interleave(4)
+        return kl_distillation_loss(student, teacher, temperature=TEMPERATURE, weight=weight, reduction="sum")

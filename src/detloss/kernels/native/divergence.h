@@ -27,7 +27,7 @@ INLINE float bend(float v) {
 }
 
 struct Divergence : SoftmaxLoss<0> {
-  static constexpr int64_t MOST = TILE / 2;  // positions of a tile
+  static constexpr int64_t MOST = TILE;  // positions of a tile
   // Per number: exp(-gap/T) of the teacher and of the student, and x - y less its mean.
   float *q, *p, *u;
   // Per position: maximum of the teacher, 1 / Σ of q and of p, p to q exp(v), two parts of the mean, the divergence, the

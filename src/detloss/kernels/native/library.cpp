@@ -69,7 +69,7 @@ int64_t units(const Boxes& a) { return (a.rows + BOXES - 1) / BOXES; }
 int64_t numbers_per_unit(const Boxes&) { return 16 * BOXES; }  // one box is as much work as 16 logits
 
 int64_t positions_per_unit(const Softmax& a) {
-  const int64_t fit = 2 * TILE / a.classes, least = a.inner > 1 ? 16 : 1, most = TILE / 2;
+  const int64_t fit = 4 * TILE / a.classes, least = a.inner > 1 ? 16 : 1, most = TILE;
   return fit < least ? least : fit > most ? most : fit;
 }
 
