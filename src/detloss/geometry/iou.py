@@ -15,7 +15,7 @@ from detloss.checks import check_float, shape_of, upcast
 from detloss.geometry.boxes import to_xyxy
 from detloss.types import BoxFormat
 
-__all__ = ["Overlap", "overlap", "pairwise_iou"]
+__all__ = ["Overlap", "iou_of", "overlap", "pairwise_iou"]
 
 COORDINATE_LIMIT = 1e30
 SMALLEST_SIDE = 1e-12
@@ -44,27 +44,32 @@ class Overlap(NamedTuple):
     centre_offset: tuple[Tensor, Tensor]
 
 
-class _Axis(NamedTuple):
-    """One axis of a pair of boxes: lengths in pixels and, ``_share``, in units of the enclosing length."""
+class _Axes(NamedTuple):
+    """Both axes of a pair of boxes, ``[2, ...]``: lengths in pixels and, ``_share``, in units of the enclosing length."""
 
     pred: Tensor
     target: Tensor
     enclosing: Tensor
-    offset: Tensor
+    unit: Tensor
     pred_share: Tensor
     target_share: Tensor
     common_share: Tensor
-    inverted_share: Tensor
     same: Tensor
 
 
 def _at_least_0(x: Tensor) -> Tensor:
     """``x`` where it is positive, else 0; at 0 the gradient is 1, so that boxes that touch or are empty can grow together."""
-    return torch.where(x < 0, 0.0, x)
+    return x.clamp(min=0)
 
 
-def _axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> _Axis:
-    """Compare the interval [p1, p2] with [t1, t2]; a reversed interval has length 0 but still spans what it spans."""
+def _corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """The lower and the upper corners, ``[2, ...]`` each: coordinates first, so that both axes take one operation."""
+    first = boxes.clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).movedim(-1, 0).contiguous()
+    return first[:2], first[2:]
+
+
+def _axes(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> _Axes:
+    """Compare the intervals [p1, p2] with [t1, t2]; a reversed interval has length 0 but still spans what it spans."""
     signed = p2 - p1
     pred, target = _at_least_0(signed), _at_least_0(t2 - t1)
     low = torch.minimum(torch.minimum(p1, p2), torch.minimum(t1, t2))
@@ -73,19 +78,21 @@ def _axis(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> _Axis:
     unit = enclosing.clamp(min=SMALLEST_SIDE)
     common = _at_least_0(torch.minimum(p2, t2) - torch.maximum(p1, t1))
     same = (p1 == t1) & (p2 == t2) & (signed >= 0)
-    # A side of length 0 also gets the gradient that opens it, unless its target is as empty.
-    turned = (signed < 0) | ((signed == 0) & (target > 0))
-    return _Axis(
-        signed,
-        target,
-        enclosing,
-        ((p1 - t1) + (p2 - t2)) / 2,
-        pred / unit,
-        target / unit,
-        common / unit,
-        torch.where(turned, -signed, 0.0) / unit.detach(),
-        same,
-    )
+    return _Axes(signed, target, enclosing, unit, pred / unit, target / unit, common / unit, same)
+
+
+def _area(shares: Tensor) -> Tensor:
+    width, height = shares.unbind(0)
+    return width * height
+
+
+def _iou(axes: _Axes, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """IoU, the union in units of the enclosing area, and whether the boxes are identical."""
+    intersection = _area(axes.common_share)
+    union = _area(axes.pred_share) + _area(axes.target_share) - intersection
+    identical = axes.same[0] & axes.same[1]
+    iou = torch.where(identical, 1.0, (intersection / union.clamp(min=eps)).clamp(max=1.0))
+    return iou, union, identical
 
 
 def overlap(pred: Tensor, target: Tensor, box_format: BoxFormat = "xyxy", eps: float = 1e-6) -> Overlap:
@@ -98,24 +105,34 @@ def overlap(pred: Tensor, target: Tensor, box_format: BoxFormat = "xyxy", eps: f
         eps: lower bound of the union in units of the enclosing area. It bounds the gradient of boxes that are almost
             empty; being relative it changes nothing for boxes that are merely small.
     """
-    p = to_xyxy(upcast(pred), box_format).clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT)
-    t = to_xyxy(upcast(target), box_format).to(p.dtype).clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT)
-    x = _axis(p[..., 0], p[..., 2], t[..., 0], t[..., 2])
-    y = _axis(p[..., 1], p[..., 3], t[..., 1], t[..., 3])
-    intersection = x.common_share * y.common_share
-    union = x.pred_share * y.pred_share + x.target_share * y.target_share - intersection
-    enclosed = (x.enclosing > 0) & (y.enclosing > 0)
-    identical = x.same & y.same
-    iou = torch.where(identical, 1.0, (intersection / union.clamp(min=eps)).clamp(max=1.0))
+    p = to_xyxy(upcast(pred), box_format)
+    (p1, p2), (t1, t2) = _corners(p), _corners(to_xyxy(upcast(target), box_format).to(p.dtype))
+    axes = _axes(p1, p2, t1, t2)
+    iou, union, identical = _iou(axes, eps)
+    # A side of length 0 also gets the gradient that opens it, unless its target is as empty.
+    turned = (axes.pred < 0) | ((axes.pred == 0) & (axes.target > 0))
+    inverted = torch.where(turned, -axes.pred, 0.0) / axes.unit.detach()
+    spans = axes.enclosing > 0
     return Overlap(
         iou=iou,
-        hollow=torch.where(enclosed & ~identical, (1.0 - union).clamp(min=0), 0.0),
-        inverted=x.inverted_share + y.inverted_share,
-        pred_size=(x.pred, y.pred),
-        target_size=(x.target, y.target),
-        enclosing_size=(x.enclosing, y.enclosing),
-        centre_offset=(x.offset, y.offset),
+        hollow=torch.where(spans[0] & spans[1] & ~identical, (1.0 - union).clamp(min=0), 0.0),
+        inverted=inverted.sum(0),
+        pred_size=_pair(axes.pred),
+        target_size=_pair(axes.target),
+        enclosing_size=_pair(axes.enclosing),
+        centre_offset=_pair(((p1 - t1) + (p2 - t2)) / 2),
     )
+
+
+def _pair(both: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = both.unbind(0)
+    return x, y
+
+
+def iou_of(pred: Tensor, target: Tensor) -> Tensor:
+    """The IoU of :func:`overlap` alone: corners that broadcast against each other, without gradient at half the cost."""
+    p = upcast(pred)
+    return _iou(_axes(*_corners(p), *_corners(upcast(target).to(p.dtype))), 1e-6)[0]
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
@@ -128,4 +145,4 @@ def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
         check_float("pairwise_iou", name, boxes)
         if boxes.ndim < 2 or boxes.shape[-1] != 4:
             raise ValueError(f"pairwise_iou: {name} must have shape [..., N, 4]; got {shape_of(boxes)}")
-    return overlap(boxes1.unsqueeze(-2), boxes2.unsqueeze(-3)).iou
+    return iou_of(boxes1.unsqueeze(-2), boxes2.unsqueeze(-3))
