@@ -54,7 +54,8 @@ class _Axes(NamedTuple):
     pred_share: Tensor
     target_share: Tensor
     common_share: Tensor
-    same: Tensor
+    low_gap: Tensor
+    high_gap: Tensor
 
 
 def _at_least_0(x: Tensor) -> Tensor:
@@ -77,20 +78,41 @@ def _axes(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> _Axes:
     enclosing = high - low
     unit = enclosing.clamp(min=SMALLEST_SIDE)
     common = _at_least_0(torch.minimum(p2, t2) - torch.maximum(p1, t1))
-    same = (p1 == t1) & (p2 == t2) & (signed >= 0)
-    return _Axes(signed, target, enclosing, unit, pred / unit, target / unit, common / unit, same)
+    return _Axes(signed, target, enclosing, unit, pred / unit, target / unit, common / unit, p1 - t1, p2 - t2)
+
+
+def _pair(both: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = both.unbind(0)
+    return x, y
 
 
 def _area(shares: Tensor) -> Tensor:
-    width, height = shares.unbind(0)
+    width, height = _pair(shares)
     return width * height
+
+
+def _identical(axes: _Axes) -> Tensor:
+    """Whether the boxes are the same and not turned inside out; sums and minima, as comparisons are slow."""
+    gap = axes.low_gap.detach().abs() + axes.high_gap.detach().abs()
+    return (gap[0] + gap[1] == 0) & (torch.minimum(*_pair(axes.pred.detach())) >= 0)
+
+
+def _inverted(axes: _Axes) -> Tensor:
+    """How far the first box is turned inside out, in units of the enclosing box held constant."""
+    if not torch.is_grad_enabled():  # all else is about the gradient
+        x, y = _pair((-axes.pred).clamp(min=0) / axes.unit)
+        return x + y
+    # A side of length 0 also gets the gradient that opens it, unless its target is as empty.
+    turned = (axes.pred < 0) | ((axes.pred == 0) & (axes.target > 0))
+    x, y = _pair(torch.where(turned, -axes.pred, 0.0) / axes.unit.detach())
+    return x + y
 
 
 def _iou(axes: _Axes, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """IoU, the union in units of the enclosing area, and whether the boxes are identical."""
     intersection = _area(axes.common_share)
     union = _area(axes.pred_share) + _area(axes.target_share) - intersection
-    identical = axes.same[0] & axes.same[1]
+    identical = _identical(axes)
     iou = torch.where(identical, 1.0, (intersection / union.clamp(min=eps)).clamp(max=1.0))
     return iou, union, identical
 
@@ -106,27 +128,18 @@ def overlap(pred: Tensor, target: Tensor, box_format: BoxFormat = "xyxy", eps: f
             empty; being relative it changes nothing for boxes that are merely small.
     """
     p = to_xyxy(upcast(pred), box_format)
-    (p1, p2), (t1, t2) = _corners(p), _corners(to_xyxy(upcast(target), box_format).to(p.dtype))
-    axes = _axes(p1, p2, t1, t2)
+    axes = _axes(*_corners(p), *_corners(to_xyxy(upcast(target), box_format).to(p.dtype)))
     iou, union, identical = _iou(axes, eps)
-    # A side of length 0 also gets the gradient that opens it, unless its target is as empty.
-    turned = (axes.pred < 0) | ((axes.pred == 0) & (axes.target > 0))
-    inverted = torch.where(turned, -axes.pred, 0.0) / axes.unit.detach()
-    spans = axes.enclosing > 0
+    enclosed = torch.minimum(*_pair(axes.enclosing.detach())) > 0
     return Overlap(
         iou=iou,
-        hollow=torch.where(spans[0] & spans[1] & ~identical, (1.0 - union).clamp(min=0), 0.0),
-        inverted=inverted.sum(0),
+        hollow=torch.where(enclosed & ~identical, (1.0 - union).clamp(min=0), 0.0),
+        inverted=_inverted(axes),
         pred_size=_pair(axes.pred),
         target_size=_pair(axes.target),
         enclosing_size=_pair(axes.enclosing),
-        centre_offset=_pair(((p1 - t1) + (p2 - t2)) / 2),
+        centre_offset=_pair((axes.low_gap + axes.high_gap) / 2),
     )
-
-
-def _pair(both: Tensor) -> tuple[Tensor, Tensor]:
-    x, y = both.unbind(0)
-    return x, y
 
 
 def iou_of(pred: Tensor, target: Tensor) -> Tensor:
