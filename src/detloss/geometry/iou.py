@@ -15,7 +15,7 @@ from detloss.checks import check_float, shape_of, upcast
 from detloss.geometry.boxes import to_xyxy
 from detloss.types import BoxFormat
 
-__all__ = ["Overlap", "iou_of", "overlap", "pairwise_iou"]
+__all__ = ["Overlap", "at_least_0", "iou_of", "overlap", "pairwise_iou"]
 
 COORDINATE_LIMIT = 1e30
 SMALLEST_SIDE = 1e-12
@@ -58,26 +58,40 @@ class _Axes(NamedTuple):
     high_gap: Tensor
 
 
-def _at_least_0(x: Tensor) -> Tensor:
-    """``x`` where it is positive, else 0; at 0 the gradient is 1, so that boxes that touch or are empty can grow together."""
-    return x.clamp(min=0)
+def _without_gradient() -> bool:
+    """Whether what is computed here is never differentiated; a trace may be, though it is recorded without gradient."""
+    return not torch.is_grad_enabled() and not torch._C._is_tracing()
 
 
-def _corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
+def at_least_0(x: Tensor) -> Tensor:
+    """``x`` where it is positive, else 0, of finite x; at 0 the gradient is 1, so that boxes that touch can grow together."""
+    if _without_gradient():
+        return x.clamp(min=0)
+    return x + torch.relu(-x)  # the gradient of relu at 0 is 0, that of clamp depends on the version of torch
+
+
+def _corners(boxes: Tensor, dimensions: int) -> tuple[Tensor, Tensor]:
     """The lower and the upper corners, ``[2, ...]`` each: coordinates first, so that both axes take one operation."""
+    boxes = boxes[(None,) * (dimensions - boxes.ndim)] if boxes.ndim < dimensions else boxes
     first = boxes.clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).movedim(-1, 0).contiguous()
     return first[:2], first[2:]
+
+
+def _axes_of(pred: Tensor, target: Tensor) -> _Axes:
+    """Compare corners ``[..., 4]`` that broadcast against each other."""
+    dimensions = max(pred.ndim, target.ndim)
+    return _axes(*_corners(pred, dimensions), *_corners(target.to(pred.dtype), dimensions))
 
 
 def _axes(p1: Tensor, p2: Tensor, t1: Tensor, t2: Tensor) -> _Axes:
     """Compare the intervals [p1, p2] with [t1, t2]; a reversed interval has length 0 but still spans what it spans."""
     signed = p2 - p1
-    pred, target = _at_least_0(signed), _at_least_0(t2 - t1)
+    pred, target = at_least_0(signed), at_least_0(t2 - t1)
     low = torch.minimum(torch.minimum(p1, p2), torch.minimum(t1, t2))
     high = torch.maximum(torch.maximum(p1, p2), torch.maximum(t1, t2))
     enclosing = high - low
     unit = enclosing.clamp(min=SMALLEST_SIDE)
-    common = _at_least_0(torch.minimum(p2, t2) - torch.maximum(p1, t1))
+    common = at_least_0(torch.minimum(p2, t2) - torch.maximum(p1, t1))
     return _Axes(signed, target, enclosing, unit, pred / unit, target / unit, common / unit, p1 - t1, p2 - t2)
 
 
@@ -99,7 +113,7 @@ def _identical(axes: _Axes) -> Tensor:
 
 def _inverted(axes: _Axes) -> Tensor:
     """How far the first box is turned inside out, in units of the enclosing box held constant."""
-    if not torch.is_grad_enabled():  # all else is about the gradient
+    if _without_gradient():  # all else is about the gradient
         x, y = _pair((-axes.pred).clamp(min=0) / axes.unit)
         return x + y
     # A side of length 0 also gets the gradient that opens it, unless its target is as empty.
@@ -127,8 +141,7 @@ def overlap(pred: Tensor, target: Tensor, box_format: BoxFormat = "xyxy", eps: f
         eps: lower bound of the union in units of the enclosing area. It bounds the gradient of boxes that are almost
             empty; being relative it changes nothing for boxes that are merely small.
     """
-    p = to_xyxy(upcast(pred), box_format)
-    axes = _axes(*_corners(p), *_corners(to_xyxy(upcast(target), box_format).to(p.dtype)))
+    axes = _axes_of(to_xyxy(upcast(pred), box_format), to_xyxy(upcast(target), box_format))
     iou, union, identical = _iou(axes, eps)
     enclosed = torch.minimum(*_pair(axes.enclosing.detach())) > 0
     return Overlap(
@@ -144,8 +157,7 @@ def overlap(pred: Tensor, target: Tensor, box_format: BoxFormat = "xyxy", eps: f
 
 def iou_of(pred: Tensor, target: Tensor) -> Tensor:
     """The IoU of :func:`overlap` alone: corners that broadcast against each other, without gradient at half the cost."""
-    p = upcast(pred)
-    return _iou(_axes(*_corners(p), *_corners(upcast(target).to(p.dtype))), 1e-6)[0]
+    return _iou(_axes_of(upcast(pred), upcast(target)), 1e-6)[0]
 
 
 def pairwise_iou(boxes1: Tensor, boxes2: Tensor) -> Tensor:
