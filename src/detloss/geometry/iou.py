@@ -60,7 +60,8 @@ class _Axes(NamedTuple):
 
 def _without_gradient() -> bool:
     """Whether what is computed here is never differentiated; a trace may be, though it is recorded without gradient."""
-    return not torch.is_grad_enabled() and not torch._C._is_tracing()
+    # A compiler guards the mode itself, and knows nothing of traces.
+    return not torch.is_grad_enabled() and (torch.compiler.is_compiling() or not torch._C._is_tracing())
 
 
 def at_least_0(x: Tensor) -> Tensor:
