@@ -94,9 +94,9 @@ def lovasz_hinge_loss(
     target = target.flatten(1)
     inside, valid = target == 1, target != ignore_index
     side = inside.to(pred.dtype) * 2 - 1
-    # Ignored pixels come last, where they change no step of the others and cost nothing.
+    # Ignored pixels come last, where they change no step of the others and cost nothing. A target that is NaN stays NaN.
     if target.is_floating_point():
-        hinge = torch.where(valid & ~target.isnan(), 1 - pred * side, -torch.inf) + (target - target)  # NaN stays NaN
+        hinge = torch.where(valid & ~target.isnan(), 1 - pred * side, -torch.inf) + (target - target).to(pred.dtype)
     else:
         hinge = torch.where(valid, 1 - pred * side, -torch.inf)
     falling, order = hinge.sort(dim=-1, descending=True, stable=True)
