@@ -106,3 +106,12 @@ def test_compiled_code_does_not_check_values() -> None:
 def test_a_traced_loss_does_not_check_values() -> None:
     traced = torch.jit.trace(lambda pred, target: F.giou_loss(pred, target, avg_factor=pred.sum()), (torch.ones(2, 4),) * 2)
     assert traced(torch.ones(3, 4), torch.ones(3, 4)) == 0
+
+
+@pytest.mark.parametrize("bad", [-0.1, 1.1, float("inf"), float("-inf")])
+def test_a_value_out_of_range_is_found_beside_nan(bad: float) -> None:
+    check_unit_interval("f", "scores", torch.tensor([0.0, float("nan"), 1.0]))
+    check_unit_interval("f", "scores", torch.tensor([False, True]))
+    for x in (torch.tensor([0.0, bad, 1.0]), torch.tensor([float("nan"), bad]), torch.tensor([bad, float("nan")])):
+        with pytest.raises(ValueError, match=r"f: scores must lie in \[0, 1\]; got .* at \[\d\]"):
+            check_unit_interval("f", "scores", x)

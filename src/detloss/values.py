@@ -7,7 +7,7 @@ import os
 import torch
 from torch import Tensor
 
-__all__ = ["check_class_indices", "check_unit_interval", "set_value_checks", "value_checks_enabled"]
+__all__ = ["check_class_indices", "check_unit_interval", "set_value_checks", "value_checks_enabled", "within"]
 
 _state = {"accelerator": os.environ.get("DETLOSS_VALUE_CHECKS", "0").lower() in ("1", "true", "yes", "on")}
 
@@ -35,11 +35,21 @@ def _readable(t: Tensor) -> bool:
     return t.device.type == "cpu" or _state["accelerator"]
 
 
+def within(value: Tensor, low: float, high: float) -> bool:
+    """Whether all values lie in [low, high]: one pass without temporaries. NaN says no, whatever the others are."""
+    if value.is_complex():  # which has no order: the caller's comparison says so
+        return False
+    least, most = torch.aminmax(value.detach())
+    return low <= least.item() and most.item() <= high
+
+
 def check_class_indices(where: str, target: Tensor, num_classes: int, ignore_index: int | None, *, background: bool) -> None:
     """Raise ``ValueError`` when an index is neither a class, nor (if allowed) the background ``num_classes``, nor ignored."""
     if not value_checks_enabled(target) or target.numel() == 0:
         return
     last = num_classes if background else num_classes - 1
+    if within(target, 0, last):
+        return
     bad = (target < 0) | (target > last)
     if ignore_index is not None:
         bad = bad & (target != ignore_index)
@@ -54,7 +64,7 @@ def check_class_indices(where: str, target: Tensor, num_classes: int, ignore_ind
 
 def check_unit_interval(where: str, name: str, value: Tensor) -> None:
     """Raise ``ValueError`` when a value lies outside [0, 1]. NaN passes: it stays in its own row."""
-    if not value_checks_enabled(value) or value.numel() == 0:
+    if not value_checks_enabled(value) or value.numel() == 0 or value.dtype == torch.bool or within(value, 0, 1):
         return
     bad = (value < 0) | (value > 1)
     if bool(bad.any()):

@@ -83,6 +83,49 @@ def test_matched_varifocal_differs_from_varifocal_at_quality_0_and_in_the_slope_
     assert row[0, 0] == 0 and (row[0, 1:] > 0).all()
 
 
+def varifocal_as_written(logits: Tensor, labels: Tensor, score: Tensor, held: bool) -> Tensor:
+    """The formula term by term, on classes made one-hot; −100 is ignored."""
+    classes = logits.shape[1]
+    hot = torch.nn.functional.one_hot(labels.clamp(min=0), classes + 1)[:, :classes] * (labels >= 0)[:, None]
+    q, p = score[:, None] * hot, (logits.detach() if held else logits).sigmoid()
+    factor = torch.where(hot > 0, q, 0.75 * p * p)
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, q, reduction="none")
+    return factor * loss * (labels != -100)[:, None]
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matched_varifocal_and_two_derivatives_are_those_of_the_formula(dtype: torch.dtype, held: bool) -> None:
+    torch.manual_seed(3)
+    logits = (3 * torch.randn(8, 5, dtype=dtype)).requires_grad_()
+    labels, score = torch.tensor([0, 5, 3, -100, 1, 5, 2, 4]), torch.rand(8, dtype=dtype)
+    score[2], weight = 0, torch.tensor([1.0, 0.5, 2.0, 1.0, 0.0, 0.0, 1.0, 3.0], dtype=dtype)
+    loss = MatchedVarifocalLoss(constant_factor=held)
+    direction = torch.randn_like(logits)
+    found = []
+    for total in (
+        loss(logits, (labels, score), weight=weight, avg_factor=3.0),
+        (varifocal_as_written(logits, labels, score, held) * weight[:, None]).sum() / 3,
+    ):
+        (slope,) = torch.autograd.grad(total, logits, create_graph=True)
+        (curvature,) = torch.autograd.grad((slope * direction).sum(), logits)
+        found.append((total, slope, curvature))
+    torch.testing.assert_close(*found)
+
+
+def test_matched_varifocal_hides_what_does_not_count_and_nothing_else() -> None:
+    labels, score = torch.tensor([0, 1, 2]), torch.tensor([0.0, 0.5, 1.0])
+    loss = MatchedVarifocalLoss()
+    for bad in (math.nan, math.inf):
+        logits = torch.tensor([[bad, 0.0], [0.0, 0.0], [0.0, 0.0]], requires_grad=True)
+        muted = loss(logits, (labels, score), weight=torch.tensor([0.0, 1.0, 1.0]), reduction_override="sum")
+        ignored = loss(logits, (torch.tensor([-100, 1, 2]), score), reduction_override="sum")
+        torch.testing.assert_close(muted, ignored)
+        assert muted.isfinite() and torch.autograd.grad(muted + ignored, logits)[0].isfinite().all()
+        # A match of quality 0 costs 0 times its cross entropy, which is not 0 here.
+        assert loss(logits, (labels, score)).isnan()
+
+
 def test_every_layer_pays_as_if_it_were_the_last() -> None:
     torch.manual_seed(0)
     layers, targets = [random_layer(2, 7, 4, torch.float64) for _ in range(3)], pixel_targets((3, 1))

@@ -104,3 +104,21 @@ def test_mask_focal_takes_the_mask_of_the_class() -> None:
 def test_mask_focal_does_not_take_class_indices() -> None:
     with pytest.raises(ValueError, match=r"mask_focal_loss: pred and target must have the same shape"):
         F.mask_focal_loss(torch.zeros(2, 3, 4, 4), torch.zeros(2, 4, 4, dtype=torch.long))
+
+
+def test_lovasz_masks_of_other_values_are_found_in_every_dtype() -> None:
+    for dtype in (torch.uint8, torch.int8, torch.int64, torch.float32):
+        fine = torch.tensor([[0, 1, 1, 0]], dtype=dtype)
+        assert F.lovasz_hinge_loss(torch.zeros(1, 4), fine).isfinite()
+        for bad in (2, 16, 17, 100):  # 16 · 15 is 0 in no integer dtype that wraps around
+            with pytest.raises(ValueError, match="masks must hold 0, 1 or ignore_index=-100; got"):
+                F.lovasz_hinge_loss(torch.zeros(1, 4), fine * bad)
+
+
+def test_lovasz_target_of_nan_spoils_its_own_mask_only_and_has_no_gradient() -> None:
+    pred = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[1.0, 0.0, float("nan"), 0.0, 1.0], [1.0, 0.0, 1.0, 0.0, 1.0]], dtype=torch.float64)
+    loss = F.lovasz_hinge_loss(pred, target, reduction="none")
+    assert loss[0].isnan() and loss[1].isfinite()
+    (grad,) = torch.autograd.grad(loss[1], pred)
+    assert (grad[0] == 0).all() and grad[1].isfinite().all()

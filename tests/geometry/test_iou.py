@@ -7,6 +7,7 @@ import torch
 from extremes import BOX_PAIRS
 
 from detloss.geometry import overlap, pairwise_iou
+from detloss.geometry.iou import at_least_0, iou_of
 
 
 def random_boxes(count: int, extent: float = 100.0) -> torch.Tensor:
@@ -90,3 +91,28 @@ def test_half_precision_areas() -> None:
         assert overlap(a, b).iou == 0.5
         assert overlap(a, b.float()).iou == 0.5
         assert pairwise_iou(a, b).dtype == torch.float32
+
+
+def test_boxes_that_touch_or_are_empty_can_grow_together() -> None:
+    """The overlap of boxes that just touch, and a side of length 0, have the slope of what lies above 0, with every torch."""
+    pred = torch.tensor([[0.0, 0.0, 2.0, 2.0], [5.0, 0.0, 5.0, 2.0]], dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([[2.0, 0.0, 4.0, 2.0], [4.0, 0.0, 6.0, 2.0]], dtype=torch.float64)
+    (slope,) = torch.autograd.grad(overlap(pred, target).iou.sum(), pred)
+    # Common over union: d common/dx2 = 2 of 8; the empty box grows by 2 per unit to either side, all of it common, of 4.
+    assert slope[0, 2] == 0.25 and slope[1].tolist() == [-0.5, 0.0, 0.5, 0.0]
+    x = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
+    assert torch.autograd.grad(at_least_0(x).sum(), x)[0].tolist() == [0.0, 1.0, 1.0]
+    with torch.no_grad():
+        assert at_least_0(x).tolist() == [0.0, 0.0, 1.0]
+
+
+def test_the_iou_alone_and_without_gradient_is_that_of_the_overlap() -> None:
+    boxes = torch.rand(40, 4, dtype=torch.float64) * 10
+    boxes[::4, 2:] = boxes[::4, :2]
+    boxes[-1] = torch.nan
+    pair = overlap(boxes.unsqueeze(1), boxes)
+    torch.testing.assert_close(iou_of(boxes.unsqueeze(1), boxes), pair.iou, rtol=0, atol=0, equal_nan=True)
+    with torch.no_grad():
+        quiet = overlap(boxes[:-1].unsqueeze(1), boxes[:-1])
+    for ours, same in zip(quiet[:3], pair[:3], strict=True):
+        assert torch.equal(ours, same[:-1, :-1])

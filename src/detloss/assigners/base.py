@@ -123,8 +123,10 @@ def covered_by_regions(boxes: Tensor, targets: PaddedTargets, share: float, memo
     """``[B, P]`` bool: an ignore box covers more than ``share`` of the area of the box (``[P, 4]`` or ``[B, P, 4]``)."""
     images, regions = targets.ignore_valid.shape
     found = torch.zeros(images, boxes.shape[-2], dtype=torch.bool, device=boxes.device)
+    if not regions:
+        return found
     area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
-    for part in chunks(boxes.shape[-2] if regions else 0, images * regions * 10 * boxes.element_size(), memory_budget):
+    for part in chunks(boxes.shape[-2], images * regions * 10 * boxes.element_size(), memory_budget):
         own, region = boxes[..., part, None, :], targets.ignore_boxes[:, None]
         low, high = torch.maximum(own[..., :2], region[..., :2]), torch.minimum(own[..., 2:], region[..., 2:])
         common = (high - low).clamp(min=0).prod(-1)

@@ -20,7 +20,7 @@ from detloss.assigners.predictions import (
 )
 from detloss.assigners.targets import PaddedTargets, pad_targets
 from detloss.checks import shape_of, upcast
-from detloss.geometry.iou import overlap
+from detloss.geometry.iou import iou_of
 from detloss.types import Assignment, Target
 from detloss.values import value_checks_enabled
 
@@ -274,7 +274,7 @@ class DynamicKAssigner(Assigner):
         for some in self._parts(pairs):
             part = pairs.objects(some)
             allowed = part.usable.unsqueeze(1) & part.valid.unsqueeze(-1)
-            iou = torch.where(allowed, overlap(part.boxes.unsqueeze(1), part.places.objects.unsqueeze(2)).iou, 0.0)
+            iou = torch.where(allowed, iou_of(part.boxes.unsqueeze(1), part.places.objects.unsqueeze(2)), 0.0)
             cost = torch.where(allowed, self.cost(part, iou), torch.inf)
             claimed = cheapest(cost, fold_sum(iou.topk(most).values).long().clamp(1, most), most)
             claims += claimed.sum(1)

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from detloss.checks import shape_of
 from detloss.types import Target
-from detloss.values import value_checks_enabled
+from detloss.values import value_checks_enabled, within
 
 __all__ = ["PaddedTargets", "pad_targets"]
 
@@ -59,16 +59,29 @@ def _boxes(image: int, target: Target, key: str, like: Tensor) -> Tensor:
         raise ValueError(f"targets[{image}][{key!r}] must have shape [G, 4]; got {shape_of(boxes)}")
     if boxes.is_complex() or boxes.dtype == torch.bool:
         raise TypeError(f"targets[{image}][{key!r}] must hold numbers; got {boxes.dtype}")
-    boxes = boxes.detach().to(device=like.device, dtype=like.dtype)
-    if value_checks_enabled(boxes) and not bool(torch.isfinite(boxes).all()):
+    return boxes.detach().to(device=like.device, dtype=like.dtype)
+
+
+def _check_corners(key: str, parts: Sequence[Tensor], padded: Tensor) -> None:
+    """Raise ``ValueError`` unless all boxes are finite and none is turned inside out; all images at once when they are."""
+    if not value_checks_enabled(padded) or padded.numel() == 0:
+        return
+    largest = torch.finfo(padded.dtype).max
+    if within(padded, -largest, largest) and not bool((padded[..., 2:] < padded[..., :2]).any()):
+        return
+    for image, boxes in enumerate(parts):
+        _check_corners_of(image, key, boxes)
+
+
+def _check_corners_of(image: int, key: str, boxes: Tensor) -> None:
+    if not bool(torch.isfinite(boxes).all()):
         row = int((~torch.isfinite(boxes).all(1)).nonzero()[0])
         raise ValueError(f"targets[{image}][{key!r}][{row}] must be finite; got {boxes[row].tolist()}")
-    if value_checks_enabled(boxes) and bool((boxes[:, 2:] < boxes[:, :2]).any()):
+    if bool((boxes[:, 2:] < boxes[:, :2]).any()):
         row = int((boxes[:, 2:] < boxes[:, :2]).any(1).nonzero()[0])
         raise ValueError(
             f"targets[{image}][{key!r}][{row}] must be corners with x1 <= x2 and y1 <= y2; got {boxes[row].tolist()}"
         )
-    return boxes
 
 
 def _labels(image: int, target: Target, count: int, num_classes: int | None, device: torch.device) -> Tensor:
@@ -79,7 +92,7 @@ def _labels(image: int, target: Target, count: int, num_classes: int | None, dev
         raise ValueError(f"targets[{image}]['labels'] must have shape [{count}], one per box; got {shape_of(labels)}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"targets[{image}]['labels'] must have an integer dtype; got {labels.dtype}")
-    if num_classes is not None and value_checks_enabled(labels):
+    if num_classes is not None and count and value_checks_enabled(labels) and not within(labels, 0, num_classes - 1):
         bad = (labels < 0) | (labels >= num_classes)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
@@ -113,26 +126,31 @@ def pad_targets(targets: Sequence[Target], like: Tensor, num_classes: int | None
     """
     if isinstance(targets, (Mapping, Tensor, str)) or not isinstance(targets, Sequence):
         raise TypeError(f"targets must be a list of dicts, one per image; got {type(targets).__name__}")
-    boxes, labels, valid, regions = [], [], [], []
+    boxes, labels, valid, extra, regions = [], [], [], [], []
     for image, target in enumerate(targets):
         own = _boxes(image, target, "boxes", like)
         crowd = _crowd(image, target, len(own), own.device)
         boxes.append(own)
         labels.append(_labels(image, target, len(own), num_classes, own.device))
         valid.append(~crowd)
+        extra.append(_boxes(image, target, "ignore_boxes", like) if "ignore_boxes" in target else own[:0])
         if "ignore_boxes" in target or "iscrowd" in target:
-            extra = _boxes(image, target, "ignore_boxes", like) if "ignore_boxes" in target else own[:0]
-            region_valid = torch.cat((crowd, crowd.new_ones(len(extra))))
-            regions.append((torch.cat((own, extra)), region_valid))
+            region_valid = torch.cat((crowd, crowd.new_ones(len(extra[-1]))))
+            regions.append((torch.cat((own, extra[-1])), region_valid))
         else:
             regions.append((own[:0], crowd[:0]))
     if not boxes:
         empty = like.new_zeros(0, 0, 4)
         flags = torch.zeros(0, 0, dtype=torch.bool, device=like.device)
         return PaddedTargets(empty, flags.long(), flags, empty, flags)
-
-    def pad(parts: list[Tensor]) -> Tensor:
-        return pad_sequence(parts, batch_first=True)
-
+    padded = _pad(boxes)
+    _check_corners("boxes", boxes, padded)
+    _check_corners("ignore_boxes", extra, torch.cat(extra))
     ignored = ([part[i] for part in regions] for i in (0, 1))
-    return PaddedTargets(pad(boxes), pad(labels), pad(valid), *map(pad, ignored))
+    return PaddedTargets(padded, _pad(labels), _pad(valid), *map(_pad, ignored))
+
+
+def _pad(parts: Sequence[Tensor]) -> Tensor:
+    """One row per image, as long as the longest."""
+    same = len({len(part) for part in parts}) == 1
+    return torch.stack(list(parts)) if same else pad_sequence(list(parts), batch_first=True)

@@ -38,7 +38,8 @@ DISTANCE_FUNCTIONS = ("log1p", "sqrt", "log1p_sqrt", "none")
 
 def _root(x: Tensor) -> Tensor:
     """√x of a distance x >= 0, with the gradient of x itself, which is 0, where x is 0."""
-    return torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), x)
+    positive = x > 0
+    return torch.where(positive, torch.where(positive, x, 1.0).sqrt(), x)
 
 
 def nwd_loss(
@@ -124,13 +125,14 @@ def probiou_loss(
     check_option("probiou_loss", "mode", mode, PROBIOU_MODES)
 
     def cost(pair: RotatedPair) -> Tensor:
-        (pw, ph), (tw, th), (pu, pv), (tu, tv) = pair[:4]
-        areas = pw * ph * tw * th
+        (pw, ph), (tw, th), (pu, pv), (width, height, tu, tv) = pair[:4]
+        area, target_area = pw * ph, tw * th
+        least = 4 * (area * target_area)
         # |Σ + Σ*| exceeds its least value 4 √(|Σ| |Σ*|) by three squares.
         straight = (1 - pair.sin2) * (pw * th - tw * ph).square()
-        excess = (pw * ph - tw * th).square() + straight + pair.sin2 * (pw * tw - ph * th).square()
-        apart = (ph * pu).square() + (pw * pv).square() + (th * tu).square() + (tw * tv).square()
-        distance = 3 * apart / (4 * areas + excess) + torch.log1p(excess / (4 * areas)) / 2
+        excess = (area - target_area).square() + straight + pair.sin2 * (pw * tw - ph * th).square()
+        apart = (ph * pu).square() + (pw * pv).square() + (height * tu).square() + (width * tv).square()
+        distance = 3 * apart / (least + excess) + torch.log1p(excess / least) / 2
         return distance if mode == "l2" else _root(-torch.expm1(-distance))
 
     return _rotated_loss("probiou_loss", cost, pred, target, eps=eps, weight=weight, avg_factor=avg_factor, reduction=reduction)

@@ -116,9 +116,11 @@ def dice_loss(
     check_non_negative(where, smooth=smooth)
     check_reduction(where, reduction, avg_factor)
     p, t = _probabilities(where, pred, target, weight, activated)
-    common = (p * t).sum(-1)
-    sizes = (p.square() + t.square() if squared else p + t).sum(-1)
-    return _one_minus_ratio(where, 2 * common, sizes, smooth, weight, avg_factor, reduction)
+    # Sizes ahead of the product: the backward pass then adds their gradient to that of the product in place.
+    p_size, t_size = (p.square(), t.square()) if squared else (p, t)
+    whole = p_size.sum(-1) + t_size.sum(-1)
+    missing = torch.sub(whole, (p * t).sum(-1), alpha=2)
+    return _missing_share(where, missing, whole, smooth, weight, avg_factor, reduction)
 
 
 def tversky_loss(
@@ -151,14 +153,16 @@ def tversky_loss(
     check_non_negative(where, alpha=alpha, beta=beta, smooth=smooth)
     check_reduction(where, reduction, avg_factor)
     p, t = _probabilities(where, pred, target, weight, activated)
+    # FP = Σ p − TP and FN = Σ t − TP; p first, see dice_loss.
+    p_size, t_size = p.sum(-1), t.sum(-1)
     common = (p * t).sum(-1)
-    total = common + alpha * (p * (1 - t)).sum(-1) + beta * ((1 - p) * t).sum(-1)
-    return _one_minus_ratio(where, common, total, smooth, weight, avg_factor, reduction)
+    missing = alpha * (p_size - common) + beta * (t_size - common)
+    return _missing_share(where, missing, common + missing, smooth, weight, avg_factor, reduction)
 
 
-def _one_minus_ratio(
+def _missing_share(
     where: str,
-    part: Tensor,
+    missing: Tensor,
     whole: Tensor,
     smooth: float,
     weight: Tensor | None,
@@ -166,6 +170,6 @@ def _one_minus_ratio(
     reduction: Reduction,
 ) -> Tensor:
     """1 − (part + s)/(whole + s) as (whole − part)/(whole + s), which is exactly 0 for a perfect and for an empty pair."""
-    bottom = whole + smooth
-    loss = (whole - part) / bottom.clamp(min=torch.finfo(bottom.dtype).tiny)
+    tiny = torch.finfo(whole.dtype).tiny
+    loss = missing / (whole + smooth if smooth >= tiny else (whole + smooth).clamp(min=tiny))
     return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)

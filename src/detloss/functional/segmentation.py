@@ -13,7 +13,7 @@ from detloss.functional.focal import sigmoid_focal_loss
 from detloss.functional.mask import select_class_mask
 from detloss.reduction import check_reduction, mute, reduce_loss
 from detloss.types import Number, Reduction
-from detloss.values import value_checks_enabled
+from detloss.values import value_checks_enabled, within
 
 __all__ = ["lovasz_hinge_loss", "mask_focal_loss"]
 
@@ -51,7 +51,9 @@ def mask_focal_loss(
 
 
 def _check_binary(where: str, target: Tensor, ignore_index: int) -> None:
-    if not value_checks_enabled(target) or target.numel() == 0:
+    if not value_checks_enabled(target) or target.numel() == 0 or target.dtype == torch.bool:
+        return
+    if within(target * target - target, 0, 0):  # also in integers that wrap around: t and t − 1 have no common divisor
         return
     bad = (target != 0) & (target != 1) & (target != ignore_index) & ~target.isnan()
     if bool(bad.any()):
@@ -90,22 +92,25 @@ def lovasz_hinge_loss(
     _check_binary(where, target, ignore_index)
     pred = mute(where, upcast(pred).flatten(1), weight, pred.shape[:1], reduced_dim=-1)
     target = target.flatten(1)
-    pred = torch.where(target.isnan(), torch.nan, pred)
     inside, valid = target == 1, target != ignore_index
-    hinge = 1 - torch.where(valid, torch.where(inside, pred, -pred), 0.0)
-    # Ignored pixels come last, where they change no step of the others.
-    order = torch.where(valid, hinge.detach(), -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    step = _jaccard_steps(inside.gather(-1, order), pred.dtype)
-    wrong = torch_f.relu(torch.where(valid, hinge, 0.0)).gather(-1, order)
+    side = inside.to(pred.dtype) * 2 - 1
+    # Ignored pixels come last, where they change no step of the others and cost nothing. A target that is NaN stays NaN.
+    if target.is_floating_point():
+        hinge = torch.where(valid & ~target.isnan(), 1 - pred * side, -torch.inf) + (target - target).to(pred.dtype)
+    else:
+        hinge = torch.where(valid, 1 - pred * side, -torch.inf)
+    falling, order = hinge.sort(dim=-1, descending=True, stable=True)
+    step, wrong = _jaccard_steps(inside.gather(-1, order), pred.dtype), torch_f.relu(falling)
     return reduce_loss((wrong * step).sum(-1), weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
 
 
 def _jaccard_steps(inside: Tensor, dtype: torch.dtype) -> Tensor:
     """J_k − J_k−1 for pixels in order of error: 1/U_k for one of the object, I_k/(U_k U_k−1) for another."""
-    size = inside.sum(-1, keepdim=True)
-    intersection = size - inside.cumsum(-1)
-    union = size + (~inside).cumsum(-1)
+    found = inside.cumsum(-1)
+    intersection = inside.sum(-1, keepdim=True) - found
+    union = intersection + torch.arange(1, inside.shape[-1] + 1, device=inside.device)
     before = union - (~inside).long()
-    grown = intersection.to(dtype) / (union.to(dtype) * before.clamp(min=1).to(dtype))
-    step = torch.where(inside, 1 / union.clamp(min=1).to(dtype), grown)
-    return torch.where(before == 0, 1.0, step)
+    # The first pixel of a mask without object has no union before it: its step is 1, which 1/U_k is too.
+    alone = inside | (before == 0)
+    parts = torch.where(alone, 1, intersection).to(dtype)
+    return parts / (union.to(dtype) * torch.where(alone, 1, before).to(dtype))

@@ -7,12 +7,14 @@ cancels, and long thin boxes lose no digits.
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from detloss.checks import upcast_pair
+from detloss.geometry.iou import at_least_0
 
 __all__ = ["RotatedPair", "compare_rotated"]
 
@@ -31,7 +33,7 @@ class RotatedPair(NamedTuple):
         pred_size: (w, h) of the first box, bounded below by a share of the longest side.
         target_size: the same of the second.
         pred_offset: offset of the centres along the axes of the first box.
-        target_offset: offset of the centres along the axes of the second.
+        target_axes: (w, h) of the second box and the offsets of the centres along them, sides named as they were given.
         sin2: squared sine of the angle between the boxes, at most 1/2.
         inverted: how negative the sides of the first box are, in [0, 2]; 0 where none is.
         unit: the longest side of the two boxes, held constant.
@@ -40,7 +42,7 @@ class RotatedPair(NamedTuple):
     pred_size: tuple[Tensor, Tensor]
     target_size: tuple[Tensor, Tensor]
     pred_offset: tuple[Tensor, Tensor]
-    target_offset: tuple[Tensor, Tensor]
+    target_axes: tuple[Tensor, Tensor, Tensor, Tensor]
     sin2: Tensor
     inverted: Tensor
     unit: Tensor
@@ -64,26 +66,30 @@ def compare_rotated(pred: Tensor, target: Tensor, eps: float = 1e-4) -> RotatedP
     px, py, pw, ph = pred[..., :4].clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).unbind(-1)
     tx, ty, tw, th = target[..., :4].clamp(-COORDINATE_LIMIT, COORDINATE_LIMIT).unbind(-1)
     dx, dy = px - tx, py - ty
-    longest = torch.stack((pw, ph, tw, th, NEAREST_UNIT * dx.abs(), NEAREST_UNIT * dy.abs()), dim=-1).amax(-1)
-    unit = longest.detach().clamp(min=SMALLEST_UNIT)
+    unit = _longest(pw, ph, tw, th, NEAREST_UNIT * dx.abs(), NEAREST_UNIT * dy.abs()).clamp(min=SMALLEST_UNIT)
 
     def side(length: Tensor) -> Tensor:
-        share = torch.where(length < 0, 0.0, length / unit)
-        return torch.maximum(share, (share + eps) / 2)
+        share = at_least_0(length / unit)
+        return share + torch.relu(eps - share) / 2
 
     negative = (-pw).clamp(min=0) + (-ph).clamp(min=0)
-    depth = torch.maximum(torch.maximum(pw.abs(), ph.abs()).detach(), unit)
+    depth = _longest(pw.abs(), ph.abs(), unit)
     between = pred[..., 4] - target[..., 4]
     sin2, cos2 = torch.sin(between).square(), torch.cos(between).square()
     across = sin2 > cos2
     dx, dy = dx / unit, dy / unit
-    first, second = _along(dx, dy, target[..., 4])
+    width, height = side(tw), side(th)
     return RotatedPair(
         pred_size=(side(pw), side(ph)),
-        target_size=(side(torch.where(across, th, tw)), side(torch.where(across, tw, th))),
+        target_size=(torch.where(across, height, width), torch.where(across, width, height)),
         pred_offset=_along(dx, dy, pred[..., 4]),
-        target_offset=(torch.where(across, second, first), torch.where(across, first, second)),
+        target_axes=(width, height, *_along(dx, dy, target[..., 4])),
         sin2=torch.where(across, cos2, sin2),
         inverted=negative / depth,
         unit=unit,
     )
+
+
+def _longest(*lengths: Tensor) -> Tensor:
+    """The largest of some lengths, held constant."""
+    return reduce(torch.maximum, (length.detach() for length in lengths))
