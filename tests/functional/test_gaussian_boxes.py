@@ -200,6 +200,14 @@ def test_extremes_are_finite(loss: Loss) -> None:
         assert (value >= 0).all()
 
 
+@every_loss
+def test_a_negative_side_far_beyond_all_others_is_finite(loss: Loss) -> None:
+    pred = torch.tensor([[0.0, 0.0, -side, small, 0.0] for side in (1e10, 1e15, 3e38) for small in (0.0, 1e-30, 1e-20)])
+    target = torch.cat((pred.abs()[:, :2], pred[:, 3:4].expand(-1, 2), pred[:, 4:]), 1)
+    value, slope = value_and_gradient(loss, pred, target, reduction="none")
+    assert value.isfinite().all() and slope.isfinite().all()
+
+
 @pytest.mark.parametrize("name", ["probiou-l1", "kld", "kld-mmrotate", "gwd", "gwd-mmrotate"])
 def test_the_gradient_is_bounded_by_the_shortest_side(name: str) -> None:
     pred, target = extremes()

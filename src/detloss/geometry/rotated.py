@@ -69,7 +69,7 @@ def compare_rotated(pred: Tensor, target: Tensor, eps: float = 1e-4) -> RotatedP
     unit = _longest(pw, ph, tw, th, NEAREST_UNIT * dx.abs(), NEAREST_UNIT * dy.abs()).clamp(min=SMALLEST_UNIT)
 
     def side(length: Tensor) -> Tensor:
-        share = at_least_0(length / unit)
+        share = at_least_0(length) / unit  # in this order: a quotient may overflow
         return share + torch.relu(eps - share) / 2
 
     negative = (-pw).clamp(min=0) + (-ph).clamp(min=0)
