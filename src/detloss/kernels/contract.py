@@ -21,7 +21,7 @@ quality_focal         index and score, or target dense         beta
 varifocal             index and score, or target dense         alpha, gamma, iou_weighted
 cross_entropy         index, or target dense                   ε
 softmax_focal         index, or target dense                   gamma, ε
-kl_divergence         target: logits of a teacher        temperature, in [1e-6, 1e6]
+kl_divergence         target: logits of a teacher              temperature, in [1e-6, 1e6]
 distribution_focal    target: distances [...] in bins
 l1, mse               target: like pred
 smooth_l1             target: like pred                        beta > 0
