@@ -17,8 +17,9 @@ ARGS := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 PROMISES := tests/test_losses_*.py
 FUSED := (focal or ce- or bce or qfl or vfl or dfl or l1 or mse or smooth or huber or giou or diou or ciou or eiou or siou) and not gaussian and not inner
 
-# Threads that wait give their core away. Spinning, PyTorch's are several times slower beside any other busy process.
-export OMP_WAIT_POLICY ?= passive
+# Threads that wait give their core away. Spinning, PyTorch's are several times slower beside any other busy process; a training
+# that has the machine for itself is faster with them.
+pytest backends bench bench-full: export OMP_WAIT_POLICY ?= passive
 
 .PHONY: help demo test bench bench-full install docs hooks format clean $(PARTS)
 .DEFAULT_GOAL := help
