@@ -180,3 +180,17 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_navigation_names_every_page() -> None:
     listed = set(re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     assert listed == {path.relative_to(DOCS).as_posix() for path in ALL}
+
+
+def test_sections_that_pages_include_are_there() -> None:
+    """The site takes them from files at the root; a heading that was renamed would end its build."""
+    asked = re.compile(r"<!-- include ([\w.]+): (.+?) -->")
+    wanted = [
+        found for page in sorted((ROOT / "docs").rglob("*.md")) for found in asked.findall(page.read_text(encoding="utf-8"))
+    ]
+    assert wanted
+    for name, section in wanted:
+        assert len(re.findall(rf"^#+ {re.escape(section)}$", (ROOT / name).read_text(encoding="utf-8"), re.M)) == 1, (
+            name,
+            section,
+        )
