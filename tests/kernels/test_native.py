@@ -15,12 +15,10 @@ from detloss import functional as F
 from detloss import kernels
 from detloss.kernels.contract import Call
 from detloss.kernels.native import BACKEND
-from detloss.kernels.native.library import library, problem
+from detloss.kernels.native.library import problem
 
 if missing := problem():
     pytest.skip(f"no native library: {missing}", allow_module_level=True)
-
-SETS = {"base": 0, "avx2": 1, "avx512": 2}
 
 
 def taken(pair: calls.Pair) -> bool:
@@ -38,15 +36,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(torch, name, calls.poisoned(getattr(torch, name)))
     with kernels.use("reference"):
         yield
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = library().detloss_instruction_set().decode()
-    if not library().detloss_choose(SETS[request.param]):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    library().detloss_choose(SETS[before])
 
 
 def total(call: Call, factor: float = 1.0) -> tuple[Tensor, Tensor]:

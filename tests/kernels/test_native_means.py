@@ -12,12 +12,11 @@ from torch import Tensor
 from detloss import kernels
 from detloss.criteria.distances import expected_distance
 from detloss.kernels.native import Native
-from detloss.kernels.native.library import library, problem
+from detloss.kernels.native.library import problem
 
 if missing := problem():
     pytest.skip(f"no native library: {missing}", allow_module_level=True)
 
-SETS = {"base": 0, "avx2": 1, "avx512": 2}
 LAYOUTS = [
     ((5, 64), -1),
     ((4, 10, 20), -1),
@@ -38,15 +37,6 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     monkeypatch.setattr(torch, "empty", calls.poisoned(torch.empty))
     with kernels.use("native"):
         yield asked
-
-
-@pytest.fixture(params=SETS)
-def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = library().detloss_instruction_set().decode()
-    if not library().detloss_choose(SETS[request.param]):
-        pytest.skip(f"this machine has no {request.param}")
-    yield request.param
-    library().detloss_choose(SETS[before])
 
 
 def by_softmax(logits: Tensor, dim: int) -> Tensor:
