@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from detloss.kernels.contract import Call, loss_shape
+from detloss.kernels.contract import Call
 from detloss.kernels.layout import Layout, spread
 from detloss.kernels.triton_backend.box_axis import axis_back, axis_facts, corner_gradients, corners, inverted_share
 from detloss.kernels.triton_backend.box_costs import aspect, distance, iou_term, scylla, side_differences
 from detloss.kernels.triton_backend.maths import scale_of
+from detloss.kernels.triton_backend.sums import fresh_results
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -127,13 +127,8 @@ def run(
     layout = Layout(n, 4, 1, tuple(range(pred.ndim)))
     weight, weight_spread = spread(call.weight, call, layout, True)
     above, upstream_spread = spread(upstream, call, layout, True)
-    out = None
-    if mode == "grad":
-        out = torch.empty_like(pred)
-    elif mode == "each":
-        out = torch.empty(loss_shape(call), dtype=torch.float32, device=pred.device)
     grid = (triton.cdiv(n, BLOCK_SIZE),)
-    partial = torch.empty(grid, dtype=torch.float32, device=pred.device) if total else None
+    partial, out = fresh_results(call, pred, mode, grid if total else None)
     target = None if call.target is None else call.target.contiguous()
     eps, box_format, *rest = call.numbers
     box_rows[grid](

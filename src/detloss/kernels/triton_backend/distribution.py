@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from detloss.kernels.contract import Call, loss_shape
+from detloss.kernels.contract import Call
 from detloss.kernels.layout import Layout, spread
 from detloss.kernels.triton_backend.maths import scale_of
+from detloss.kernels.triton_backend.sums import fresh_results
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -80,13 +80,8 @@ def run(
     above, upstream_spread = spread(upstream, call, layout, True)
     block = triton.next_power_of_2(bins)
     rows = max(CELLS // block, 1)
-    out = None
-    if mode == "grad":
-        out = torch.empty_like(pred)
-    elif mode == "each":
-        out = torch.empty(loss_shape(call), dtype=torch.float32, device=pred.device)
     grid = (triton.cdiv(n, rows),)
-    partial = torch.empty(grid, dtype=torch.float32, device=pred.device) if total else None
+    partial, out = fresh_results(call, pred, mode, grid if total else None)
     target = None if call.target is None else call.target.contiguous()
     distribution_rows[grid](
         pred, target, weight, above, divisor, partial, out, n, factor, BINS=bins, W=weight_spread, U=upstream_spread, MODE=mode,

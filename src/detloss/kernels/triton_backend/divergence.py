@@ -9,15 +9,16 @@ first read the cache.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from detloss.kernels.contract import Call, loss_shape
+from detloss.kernels.contract import Call
 from detloss.kernels.layout import class_layout, in_order, restored, spread
 from detloss.kernels.triton_backend import softmax
 from detloss.kernels.triton_backend.maths import log1p_unit, scale_of
+from detloss.kernels.triton_backend.softmax_kernels import positions_of
+from detloss.kernels.triton_backend.sums import fresh_results
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -68,13 +69,7 @@ def divergence_positions(
     U: tl.constexpr, MODE: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,
 ) -> None:  # fmt: skip
     """x, y[outer, C, inner]: ROWS positions a program, rows or pixels of a plane; writes gradients or losses as MODE says."""
-    if PLANES:
-        blocks = tl.cdiv(inner, ROWS)
-        o, i = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
-        position, base, mask, step = o * inner + i, o * C * inner + i, i < inner, inner
-    else:
-        position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        base, mask, step = position * C, position < outer, 1
+    position, base, mask, step = positions_of(outer, inner, C, PLANES, ROWS)
     counts = mask
     w, up = tl.full([ROWS], 1.0, tl.float32), tl.full([ROWS], 1.0, tl.float32)
     if W == POSITION:
@@ -160,13 +155,8 @@ def run(
     target = None if call.target is None else in_order(call.target, layout)
     weight, weight_spread = spread(call.weight, call, layout, True)
     above, upstream_spread = spread(upstream, call, layout, True)
-    out = None
-    if mode == "grad":
-        out = torch.empty_like(pred)
-    elif mode == "each":
-        out = torch.empty(loss_shape(call), dtype=torch.float32, device=pred.device)
     grid = (layout.outer * triton.cdiv(layout.inner, rows) if planes else triton.cdiv(layout.outer, rows),)
-    partial = torch.empty(grid, dtype=torch.float32, device=pred.device) if total else None
+    partial, out = fresh_results(call, pred, mode, grid if total else None)
     divergence_positions[grid](
         pred, target, weight, above, divisor, partial, out, layout.outer, layout.inner, factor, call.numbers[0],
         C=layout.classes, W=weight_spread, U=upstream_spread, MODE=mode, PLANES=planes, ROWS=rows, BC=block,

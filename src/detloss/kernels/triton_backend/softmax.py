@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 from torch import Tensor
 
-from detloss.kernels.contract import Call, loss_shape
+from detloss.kernels.contract import Call
 from detloss.kernels.layout import class_layout, in_order, restored, spread
 from detloss.kernels.triton_backend.softmax_kernels import softmax_positions
+from detloss.kernels.triton_backend.sums import fresh_results
 
 __all__ = ["OPS", "refuses", "run", "tile_shape"]
 
@@ -37,13 +37,8 @@ def run(
     pred = in_order(call.pred, layout)
     weight, weight_spread = spread(call.weight, call, layout, True)
     above, upstream_spread = spread(upstream, call, layout, True)
-    out = None
-    if mode == "grad":
-        out = torch.empty_like(pred)
-    elif mode == "each":
-        out = torch.empty(loss_shape(call), dtype=torch.float32, device=pred.device)
     grid = (layout.outer * triton.cdiv(layout.inner, rows) if planes else triton.cdiv(layout.outer, rows),)
-    partial = torch.empty(grid, dtype=torch.float32, device=pred.device) if total else None
+    partial, out = fresh_results(call, pred, mode, grid if total else None)
     gamma, smoothing = call.numbers if call.op == "softmax_focal" else (0.0, call.numbers[0])
     softmax_positions[grid](
         pred,

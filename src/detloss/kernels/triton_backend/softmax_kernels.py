@@ -12,7 +12,7 @@ import triton.language as tl
 
 from detloss.kernels.triton_backend.maths import capped, log1p_unit, power, power_slope, scale_of
 
-__all__ = ["softmax_positions"]
+__all__ = ["positions_of", "softmax_positions"]
 
 ONE = tl.constexpr(3)
 POSITION = tl.constexpr(1)
@@ -104,6 +104,21 @@ def _cells(
 
 
 @triton.jit
+def positions_of(
+    outer: tl.tensor, inner: tl.tensor, C: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr
+) -> tl.tensor:  # fmt: skip
+    """The positions of a program, where their first class lies, which are there, and the step to the next class."""
+    if PLANES:
+        blocks = tl.cdiv(inner, ROWS)
+        o, i = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
+        position, base, mask, step = o * inner + i, o * C * inner + i, i < inner, inner
+    else:
+        position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        base, mask, step = position * C, position < outer, 1
+    return position, base, mask, step
+
+
+@triton.jit
 def softmax_positions(
     x_ptr: tl.tensor, index: tl.tensor, target: tl.tensor, weight: tl.tensor, upstream: tl.tensor, class_weight: tl.tensor,
     alpha: tl.tensor,
@@ -113,13 +128,7 @@ def softmax_positions(
     PLANES: tl.constexpr, ROWS: tl.constexpr, BC: tl.constexpr,
 ) -> None:  # fmt: skip
     """x[outer, C, inner]: ROWS positions a program, rows or pixels of a plane; writes gradients or losses as MODE says."""
-    if PLANES:
-        blocks = tl.cdiv(inner, ROWS)
-        o, i = (tl.program_id(0) // blocks).to(tl.int64), (tl.program_id(0) % blocks) * ROWS + tl.arange(0, ROWS)
-        position, base, mask, step = o * inner + i, o * C * inner + i, i < inner, inner
-    else:
-        position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-        base, mask, step = position * C, position < outer, 1
+    position, base, mask, step = positions_of(outer, inner, C, PLANES, ROWS)
     counts = mask
     t = tl.full([ROWS], -1, tl.int32)
     w, up = tl.full([ROWS], 1.0, tl.float32), tl.full([ROWS], 1.0, tl.float32)

@@ -7,9 +7,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.triton_backend.maths import scale_of
 
-__all__ = ["finished", "rescaled"]
+__all__ = ["finished", "fresh_results", "rescaled"]
 
 FINISH_BLOCK, RESCALE_BLOCK = 1024, 2048
 
@@ -36,6 +37,16 @@ def rescale(grad: tl.tensor, upstream: tl.tensor, out: tl.tensor, n: tl.tensor, 
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         value = tl.load(grad + at, mask=at < n, other=0.0).to(tl.float32) * number
         tl.store(out + at, value.to(out.dtype.element_ty), mask=at < n)
+
+
+def fresh_results(call: Call, pred: Tensor, mode: str, grid: tuple[int, ...] | None) -> tuple[Tensor | None, Tensor | None]:
+    """Memory, not yet written, for a partial sum of each program of ``grid`` and for the gradient or the losses of a row."""
+    partial = None if grid is None else torch.empty(grid, dtype=torch.float32, device=pred.device)
+    if mode == "grad":
+        return partial, torch.empty_like(pred)
+    if mode == "each":
+        return partial, torch.empty(loss_shape(call), dtype=torch.float32, device=pred.device)
+    return partial, None
 
 
 def finished(partial: Tensor, divisor: Tensor | None, factor: float) -> Tensor:
