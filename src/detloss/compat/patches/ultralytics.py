@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from detloss.compat.patches.registry import Plan, Replacement
 from detloss.compat.patches.ultralytics_detr import detr_loss
-from detloss.compat.patches.ultralytics_yolo import detection_loss, mask_loss, task_aligned_targets
+from detloss.compat.patches.ultralytics_masks import mask_loss, segmentation_loss
+from detloss.compat.patches.ultralytics_yolo import detection_loss, task_aligned_targets
 
 __all__ = ["plan"]
 
@@ -18,6 +19,7 @@ KNOWN = {
     "ultralytics.utils.loss.v8DetectionLoss.get_assigned_targets_and_loss": ("2439b3d0f9db",),
     "ultralytics.utils.tal.TaskAlignedAssigner.forward": ("275681b7f2c0",),
     "ultralytics.utils.loss.v8SegmentationLoss.single_mask_loss": ("cce1eed54a59",),
+    "ultralytics.utils.loss.v8SegmentationLoss.calculate_segmentation_loss": ("9eb576cfcb85",),
     "ultralytics.models.utils.loss.RTDETRDetectionLoss.forward": ("0a69def2557a",),
     "ultralytics.utils.loss.v8DetectionLoss.preprocess": ("0584ca0a1310",),
     "ultralytics.utils.loss.v8DetectionLoss.bbox_decode": ("5e5afae5304f",),
@@ -62,6 +64,7 @@ def plan() -> Plan:
             Replacement(detection, "get_assigned_targets_and_loss", detection_loss),
             Replacement(assigner, "forward", task_aligned_targets),
             Replacement(loss.v8SegmentationLoss, "single_mask_loss", mask_loss),
+            Replacement(loss.v8SegmentationLoss, "calculate_segmentation_loss", segmentation_loss),
             Replacement(detr.RTDETRDetectionLoss, "forward", detr_loss),
         ),
         relied_on=(

@@ -15,14 +15,13 @@ from detloss.criteria.distances import distribution_term, expected_distance
 from detloss.criteria.levels import map_sizes, matched_labels, matched_rows
 from detloss.criteria.yolov8 import BIN_MARGIN
 from detloss.functional.iou import ciou_loss
-from detloss.functional.mask import mask_bce_loss
 from detloss.functional.quality import quality_focal_loss
 from detloss.geometry.boxes import box_to_distance, distance_to_box
 from detloss.geometry.points import Points, grid_points
 from detloss.losses.distribution import DistributionFocalLoss
 from detloss.types import Assignment
 
-__all__ = ["assigner_of", "detection_loss", "mask_loss", "padded_targets", "task_aligned_targets"]
+__all__ = ["assigner_of", "detection_loss", "padded_targets", "task_aligned_targets"]
 
 Function = Callable[..., Any]
 GAINS = ("box", "cls", "dfl")
@@ -61,23 +60,6 @@ def detection_loss(original: Function) -> Function:
         return assigned, loss, dict(zip(self.loss_names, loss.detach(), strict=False))
 
     return get_assigned_targets_and_loss
-
-
-def mask_loss(original: Function) -> Function:
-    """``v8SegmentationLoss.single_mask_loss``: cross entropy of the pixels inside the boxes, with its gradient in one pass."""
-
-    def single_mask_loss(gt_mask: Tensor, pred: Tensor, proto: Tensor, xyxy: Tensor, area: Tensor) -> Tensor:
-        logits = torch.einsum("in,nhw->ihw", pred, proto)
-        count, height, width = logits.shape
-        if not count:
-            return original(gt_mask, pred, proto, xyxy, area)
-        x, y = (torch.arange(length, device=xyxy.device, dtype=xyxy.dtype) for length in (width, height))
-        x1, y1, x2, y2 = xyxy.unsqueeze(-1).unbind(1)
-        share = torch.where(area > 0, 1 / (height * width * area), 0.0).unsqueeze(-1)
-        rows, columns = ((y >= y1) & (y < y2)) * share, (x >= x1) & (x < x2)
-        return mask_bce_loss(logits, gt_mask, weight=rows.unsqueeze(2) * columns.unsqueeze(1), reduction="sum")
-
-    return single_mask_loss
 
 
 def task_aligned_targets(original: Function) -> Function:
