@@ -1,7 +1,6 @@
 """``mmdet.models.losses``: its losses that this engine has, by their names, signatures and defaults.
 
-Not here: AssociativeEmbeddingLoss, DDQAuxLoss, L2Loss, MarginL2Loss, MultiPosCrossEntropyLoss, TripletLoss, ``isr_p`` and
-``carl_loss``, which no detector of this package uses.
+Not here: AssociativeEmbeddingLoss, DDQAuxLoss, ``isr_p`` and ``carl_loss``, which no detector of this package uses.
 """
 
 from detloss.compat.mmdet.models.losses.accuracy import Accuracy, accuracy
@@ -12,6 +11,7 @@ from detloss.compat.mmdet.models.losses.cross_entropy import (
     mask_cross_entropy,
 )
 from detloss.compat.mmdet.models.losses.distillation import KnowledgeDistillationKLDivLoss, knowledge_distillation_kl_div_loss
+from detloss.compat.mmdet.models.losses.embedding import L2Loss, MarginL2Loss, MultiPosCrossEntropyLoss, TripletLoss
 from detloss.compat.mmdet.models.losses.extended_iou import EIoULoss, eiou_loss
 from detloss.compat.mmdet.models.losses.focal import (
     FocalLoss,
@@ -80,11 +80,15 @@ __all__ = [
     "IoULoss",
     "KnowledgeDistillationKLDivLoss",
     "L1Loss",
+    "L2Loss",
     "MSELoss",
+    "MarginL2Loss",
+    "MultiPosCrossEntropyLoss",
     "QualityFocalLoss",
     "SIoULoss",
     "SeesawLoss",
     "SmoothL1Loss",
+    "TripletLoss",
     "VarifocalLoss",
     "accuracy",
     "balanced_l1_loss",
