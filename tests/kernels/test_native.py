@@ -148,6 +148,40 @@ def test_divergence_of_values_that_are_not_finite_is_that_of_the_formula(instruc
         torch.testing.assert_close(total(call)[1].double(), slope, rtol=1e-5, atol=1e-6, equal_nan=True, check_dtype=False)
 
 
+@pytest.mark.parametrize("shape", [(4, 5), (1, 5, 3, 8), (25, 5)], ids=str)
+@pytest.mark.parametrize(("op", "numbers"), [
+    ("sigmoid_focal", (2.0, 0.25, 0.75, 0.0)), ("sigmoid_focal", (1.5, 0.25, 0.75, 0.0)), ("binary_cross_entropy", (0.0,)),
+    ("quality_focal", (2.0,)), ("varifocal", (0.75, 2.0, 1.0)),
+])  # fmt: skip
+def test_small_calls_have_the_bits_of_dense_targets(
+    op: str, numbers: tuple[float, ...], shape: tuple[int, ...], instruction_set: str
+) -> None:
+    places = (*shape[:1], *shape[2:])
+    generator = torch.Generator().manual_seed(0)
+    pred = 3 * torch.randn(shape, generator=generator)
+    index = torch.randint(0, 6, places, generator=generator)  # with background
+    score = torch.rand(places, generator=generator) if op in ("quality_focal", "varifocal") else torch.ones(places)
+    one_hot = torch.nn.functional.one_hot(index, 6).movedim(-1, 1)[:, :5] * score.unsqueeze(1)
+    sparse = {"index": index, "score": score} if op in ("quality_focal", "varifocal") else {"index": index}
+    of_position = op == "quality_focal"  # whose loss has no dimension of classes
+    for weight in (None, torch.rand(places if of_position else shape, generator=generator)):
+        found, expected = (
+            total(Call(op, pred, weight=weight, numbers=numbers, **target)) for target in (sparse, {"target": one_hot})
+        )
+        # Dense targets of single numbers are added up in another order than planes are.
+        close = 0.0 if of_position or len(shape) == 2 else 1e-6
+        torch.testing.assert_close(found, expected, rtol=close, atol=close)
+        ignored = {**sparse, "index": index.masked_fill(torch.arange(index.numel()).view_as(index) % 3 == 0, -100)}
+        counted = (ignored["index"] != -100).float()
+        counted = counted if of_position else counted.unsqueeze(1).expand(shape)
+        rest = counted if weight is None else counted * weight
+        found, expected = (
+            total(Call(op, pred, weight=w, numbers=numbers, ignore_index=-100, **target))
+            for w, target in ((weight, ignored), (rest, {"target": one_hot}))
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "transposed"])
 def test_layouts(layout: str) -> None:
     logits = torch.randn(2, 5, 3, 7)

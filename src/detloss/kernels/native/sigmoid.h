@@ -1,5 +1,7 @@
 // How the losses of sigmoid_loops.h walk over logits x[O, C, I], their targets and weights. Included once per instruction set.
 
+constexpr int64_t SMALL_CALL = 128;  // logits
+
 // The buffers of one thread.
 struct Buffers {
   float x[TILE], y[TILE], w[TILE], own[TILE], high[TILE], low[TILE], out[TILE];
@@ -71,6 +73,7 @@ struct SigmoidLoss {
   Partial& result;
   const Options options;
   const Loops& loop;
+  const bool smoothed;    // class indices become targets between 0 and 1: what does not count has a loss if its weight is not 0
   const bool one_by_one;  // every number goes through `mixed`
   const bool each, by_position, by_element;  // losses are asked for, summed over classes or one by one; else gradients
 
@@ -78,8 +81,14 @@ struct SigmoidLoss {
       : a(call), b(buffers), result(partial),
         options{call.gamma, call.positive, call.negative, call.smoothing, call.negative, float(call.weigh_by_quality != 0)},
         loop(LOOPS[call.op][call.gamma == 0.0f ? 0 : call.gamma == 2.0f ? 1 : 2][call.out == nullptr]),
-        one_by_one(!call.index || call.smoothing != 0.0f), each(call.out != nullptr),
+        smoothed(call.index && call.smoothing != 0.0f), one_by_one(!call.index || smoothed || small(call)), each(call.out != nullptr),
         by_position(each && call.out_spread == POSITION), by_element(each && call.out_spread == ELEMENT) {}
+
+  // A call so small that it costs nothing to give it the same bits with class indices as with dense targets (rows).
+  static bool small(const Sigmoid& call) { return call.outer * call.classes * call.inner <= SMALL_CALL; }
+
+  // The target of the class that a position has.
+  MEMBER float own_target(int64_t position) const { return a.score ? a.score[position] : 1.0f; }
 
   // Class of a position: 0…C − 1, −1 for background, −2 when it does not count. Checks its targets.
   MEMBER int32_t class_of(int64_t position) {
@@ -98,7 +107,7 @@ struct SigmoidLoss {
     const int64_t k = b.count++;
     b.at[k] = at;
     b.px[k] = w == 0.0f && a.weight_spread != NONE ? OFF : x;
-    b.py[k] = a.score ? a.score[position] : 1.0f;
+    b.py[k] = own_target(position);
     b.pw[k] = w;
     b.pown[k] = a.class_weight ? a.class_weight[c] : 1.0f;
     b.phigh[k] = a.alpha ? a.alpha[c] : a.positive;
@@ -125,7 +134,7 @@ struct SigmoidLoss {
   // `rows` rows of `columns` columns that lie side by side: I = 1.
   void tile(int64_t row, int64_t rows, int64_t column, int64_t columns) {
     const int64_t n = rows * columns, base = row * a.classes + column;
-    const bool weighted = any_weight(a) || a.alpha || (one_by_one && (a.index || a.class_weight));
+    const bool weighted = any_weight(a) || a.alpha || (one_by_one && (smoothed || a.class_weight));
     const bool copied = a.type != F32 || weighted || a.index;
     const float* x = b.x;
     if (copied) load(a.x, a.type, base, n, b.x);
@@ -193,7 +202,7 @@ struct SigmoidLoss {
       } else if (c >= column && c < column + columns) {
         const int64_t k = at + c - column;
         if (one_by_one) {
-          b.y[k] = 1.0f;
+          b.y[k] = own_target(row + r);
         } else {
           add_positive(k, b.x[k], row + r, (row + r) * a.classes + c, c);
           b.x[k] = OFF;
@@ -235,7 +244,7 @@ struct SigmoidLoss {
   // One class of those positions; `positive` begins the list of positions that have it.
   MEMBER void plane(int64_t image, int64_t c, int64_t first, int64_t n, int32_t positive, bool masked) {
     const int64_t base = (image * a.classes + c) * a.inner + first;
-    const bool weighted = any_weight(a) || (one_by_one && (a.index || a.class_weight || a.alpha));
+    const bool weighted = any_weight(a) || (one_by_one && (smoothed || a.class_weight || a.alpha));
     const float* x = b.x;
     if (a.type != F32 || weighted || masked || positive >= 0) load(a.x, a.type, base, n, b.x);
     else x = static_cast<const float*>(a.x) + base;
@@ -246,7 +255,7 @@ struct SigmoidLoss {
       for (int64_t i = 0; i < n; i++) b.y[i] = 0.0f;
     }
     for (int32_t i = positive; i >= 0; i = b.next[i]) {
-      if (one_by_one) b.y[i] = 1.0f;
+      if (one_by_one) b.y[i] = own_target(image * a.inner + first + i);
       else {
         add_positive(base + i, b.x[i], image * a.inner + first + i, base + i, int32_t(c));
         b.x[i] = OFF;
