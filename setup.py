@@ -14,7 +14,16 @@ from setuptools.errors import CompileError, LinkError
 
 FOLDER = Path("src/detloss/kernels/native")
 EXACT = "exact_"  # sources whose decisions depend on the last bit: every operation rounds by itself
-FLAGS = ["-O3", "-g0", "-std=c++17", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS = [
+    "-O3",
+    "-g0",
+    "-std=c++17",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+]
 
 
 class BuildKernels(build_ext):

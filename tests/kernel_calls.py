@@ -134,7 +134,7 @@ def _pairs_of_numbers() -> Iterator[Pair]:
             w = None if weight is None else torch.tensor(0.5) if weight == () else _weight(weight)
             call = Call(name, pred, target=target, weight=w, numbers=numbers)
             yield Pair(f"{name}-{list(shape)}-{weight}", call, partial(function, target=target, weight=w, reduction="none"))
-    for bins, weight in ((17, (67,)), (2, None), (33, None)):
+    for bins, weight in ((17, (67,)), (17, None), (16, (67,)), (16, None), (2, None), (33, None)):
         target = torch.rand(67, generator=_generator(1)) * (bins - 1)
         target[:5] = torch.tensor([0.0, bins - 1.0, -3.0, 99.0, 1.0])
         w = None if weight is None else _weight(weight)

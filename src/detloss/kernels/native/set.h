@@ -10,6 +10,7 @@ namespace KERNEL_SET {
 #include "sigmoid.h"
 #include "boxes_cells.h"
 #include "boxes.h"
+#include "eights.h"
 #include "softmax.h"
 #include "divergence.h"
 #include "coordinates.h"

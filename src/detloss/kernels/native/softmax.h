@@ -16,9 +16,10 @@ struct SoftmaxBuffers {
   float top[TILE], w[TILE], sum[TILE], own_e[TILE], own_gap[TILE], factor[TILE], share[TILE], extra[TILE], loss[TILE];
   float by_p[TILE], at_own[TILE];
   int64_t own[TILE];  // where the own class lies in the tile, or -1
+  int32_t bin[TILE];  // the lower of the two that a distance lies between
 };
 
-// C: number of bins where it is known to the compiler, else 0 for any call. A plane has all positions of one class.
+// C: number of bins where it is known to the compiler, which goes by eights, else 0 for any call. A plane has all positions of one class.
 template <int C> struct SoftmaxLoss {
   const Softmax& a;
   SoftmaxBuffers& b;
@@ -95,21 +96,8 @@ template <int C> struct SoftmaxLoss {
     for (int64_t i = 0; i < n * classes(); i++) e[i] = exp_neg(gap[i]);
   }
 
-  // Sums over 16 classes, halved four times for all rows together: the sum within a vector takes as long as its exponentials.
-  template <class Number> MEMBER void sums_of_16(float* __restrict to, Number number) {
-    float *__restrict eights = b.t, *__restrict fours = b.t + 8 * n, *__restrict twos = b.t + 12 * n;
-    for (int64_t i = 0; i < n; i++) {
-#pragma omp simd
-      for (int64_t c = 0; c < 8; c++) eights[i * 8 + c] = number(i * 16 + c, c) + number(i * 16 + 8 + c, c + 8);
-    }
-    for (int64_t i = 0; i < n; i++) for (int64_t c = 0; c < 4; c++) fours[i * 4 + c] = eights[i * 8 + c] + eights[i * 8 + 4 + c];
-    for (int64_t i = 0; i < n; i++) for (int64_t c = 0; c < 2; c++) twos[i * 2 + c] = fours[i * 4 + c] + fours[i * 4 + 2 + c];
-    for (int64_t i = 0; i < n; i++) to[i] = twos[i * 2] + twos[i * 2 + 1];
-  }
-
   // Sums over classes of every position.
   template <class Number> MEMBER void sums(float* __restrict to, Number number) {
-    if constexpr (C == 16) return sums_of_16(to, number);
     if (planar()) {
       for (int64_t i = 0; i < n; i++) to[i] = 0.0f;
       for (int64_t c = 0; c < classes(); c++) for (int64_t i = 0; i < n; i++) to[i] += number(c * n + i, c);
@@ -239,18 +227,56 @@ template <int C> struct SoftmaxLoss {
     if (a.grad) gradients(b.by_p, [=](int64_t k, int64_t i, int64_t) __attribute__((always_inline)) { return w[i] * scale * t[k]; });
   }
 
+  // Maxima, sums and gradients without the target of eight rows, as columns.
+  MEMBER void eight_rows(const float* from, const float* weights, float* to, float* top, float* sum) {
+    Eight e[C ? C : 1];
+    read_columns<C>(from, e);
+    const Eight w = load_8(weights);
+    if (a.weight || a.upstream) for (int c = 0; c < C; c++) e[c] = w == 0.0f ? (Eight){} : e[c];
+    Eight most = e[0], total = {};
+    for (int c = 1; c < C; c++) most = greater_8(most, e[c]);
+    for (int c = 0; c < C; c++) total += e[c] = exp_neg_8(most - e[c]);
+    const Eight factor = w * a.scale / total;
+    for (int c = 0; c < C; c++) e[c] *= factor;
+    write_columns<C>(e, to);
+    store_8(top, most);
+    store_8(sum, total);
+  }
+
+  // The same of the whole tile; what is left below eight rows is filled up.
+  MEMBER void all_rows() {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) eight_rows(x + i * C, b.w + i, g + i * C, b.top + i, b.sum + i);
+    if (i == n) return;
+    float from[8 * (C ? C : 1)] = {}, to[8 * (C ? C : 1)], weights[8] = {}, top[8], sum[8];
+    __builtin_memcpy(from, x + i * C, size_t(n - i) * C * 4);
+    __builtin_memcpy(weights, b.w + i, size_t(n - i) * 4);
+    eight_rows(from, weights, to, top, sum);
+    __builtin_memcpy(g + i * C, to, size_t(n - i) * C * 4);
+    __builtin_memcpy(b.top + i, top, size_t(n - i) * 4);
+    __builtin_memcpy(b.sum + i, sum, size_t(n - i) * 4);
+  }
+
+  MEMBER float gap_at(int64_t i, int64_t k) const { return C ? b.top[i] - x[k] : b.gap[k]; }
+
   // (1 − share) (gap_k + ln Σ e) + share (gap_{k+1} + ln Σ e) for a distance of k + share bins.
   MEMBER void with_distance() {
-    const float* __restrict e = b.e;
-    sums(b.sum, [e](int64_t k, int64_t) __attribute__((always_inline)) { return e[k]; });
-    const float last = float(classes() - 1), scale = a.scale;
+    if constexpr (C != 0) all_rows();
+    else {
+      const float* __restrict e = b.e;
+      sums(b.sum, [e](int64_t k, int64_t) __attribute__((always_inline)) { return e[k]; });
+    }
+    const float last = float(classes() - 1), before_last = last - 1.0f, scale = a.scale;
     load(a.target, a.target_type, position, n, b.extra);
+#pragma omp simd
     for (int64_t i = 0; i < n; i++) {
       const float distance = b.w[i] == 0.0f ? 0.0f : at_most(at_least(b.extra[i], 0.0f), last);
-      const int64_t k = distance >= last - 1.0f ? classes() - 2 : distance > 0.0f ? int64_t(distance) : 0;
-      b.own[i] = i * classes() + k;
-      b.share[i] = distance - float(k);
-      b.own_gap[i] = (1.0f - b.share[i]) * b.gap[b.own[i]] + b.share[i] * b.gap[b.own[i] + 1];
+      b.bin[i] = int32_t(distance > 0.0f ? at_most(distance, before_last) : 0.0f);
+      b.share[i] = distance - float(b.bin[i]);
+    }
+    for (int64_t i = 0; i < n; i++) {
+      const int64_t own = i * classes() + b.bin[i];
+      b.own_gap[i] = (1.0f - b.share[i]) * gap_at(i, own) + b.share[i] * gap_at(i, own + 1);
     }
     float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -262,10 +288,11 @@ template <int C> struct SoftmaxLoss {
     }
     result.sum += sum;
     if (!a.grad) return;
-    gradients(b.by_p, [](int64_t, int64_t, int64_t) __attribute__((always_inline)) { return 0.0f; });
+    if constexpr (C == 0) gradients(b.by_p, [](int64_t, int64_t, int64_t) __attribute__((always_inline)) { return 0.0f; });
     for (int64_t i = 0; i < n; i++) {
-      g[b.own[i]] -= b.w[i] * scale * (1.0f - b.share[i]);
-      g[b.own[i] + 1] -= b.w[i] * scale * b.share[i];
+      float* own = g + i * classes() + b.bin[i];
+      own[0] -= b.w[i] * scale * (1.0f - b.share[i]);
+      own[1] -= b.w[i] * scale * b.share[i];
     }
   }
 
@@ -275,12 +302,14 @@ template <int C> struct SoftmaxLoss {
     memory = first_number;
     positions();
     find_tile();
-    gaps();
-    exponentials();
     if constexpr (C != 0) with_distance();
-    else if (a.op == Softmax::DISTRIBUTION) with_distance();
-    else if (a.index) with_index();
-    else with_dense();
+    else {
+      gaps();
+      exponentials();
+      if (a.op == Softmax::DISTRIBUTION) with_distance();
+      else if (a.index) with_index();
+      else with_dense();
+    }
     if (a.grad) store_tile(g);
     if (a.out) for (int64_t i = 0; i < n; i++) a.out[position + i] = b.loss[i];
   }
