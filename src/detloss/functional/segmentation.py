@@ -92,13 +92,12 @@ def lovasz_hinge_loss(
     _check_binary(where, target, ignore_index)
     pred = mute(where, upcast(pred).flatten(1), weight, pred.shape[:1], reduced_dim=-1)
     target = target.flatten(1)
-    inside, valid = target == 1, target != ignore_index
+    inside = target == 1
     side = inside.to(pred.dtype) * 2 - 1
     # Ignored pixels come last, where they change no step of the others and cost nothing. A target that is NaN stays NaN.
+    hinge = (1 - pred * side).masked_fill(~(inside | (target == 0)), -torch.inf)
     if target.is_floating_point():
-        hinge = torch.where(valid & ~target.isnan(), 1 - pred * side, -torch.inf) + (target - target).to(pred.dtype)
-    else:
-        hinge = torch.where(valid, 1 - pred * side, -torch.inf)
+        hinge += target - target
     falling, order = hinge.sort(dim=-1, descending=True, stable=True)
     step, wrong = _jaccard_steps(inside.gather(-1, order), pred.dtype), torch_f.relu(falling)
     return reduce_loss((wrong * step).sum(-1), weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
@@ -106,11 +105,14 @@ def lovasz_hinge_loss(
 
 def _jaccard_steps(inside: Tensor, dtype: torch.dtype) -> Tensor:
     """J_k − J_k−1 for pixels in order of error: 1/U_k for one of the object, I_k/(U_k U_k−1) for another."""
-    found = inside.cumsum(-1)
-    intersection = inside.sum(-1, keepdim=True) - found
-    union = intersection + torch.arange(1, inside.shape[-1] + 1, device=inside.device)
-    before = union - (~inside).long()
+    pixels = inside.shape[-1]
+    # Counts, exact in a dtype whose integers go that far.
+    count = dtype if pixels * torch.finfo(dtype).eps <= 1 else torch.float64
+    hot = inside.to(count)
+    found = hot.cumsum(-1)
+    intersection = found[..., -1:] - found
+    union = intersection + torch.arange(1, pixels + 1, device=inside.device, dtype=count)
+    before = union - 1 + hot
     # The first pixel of a mask without object has no union before it: its step is 1, which 1/U_k is too.
     alone = inside | (before == 0)
-    parts = torch.where(alone, 1, intersection).to(dtype)
-    return parts / (union.to(dtype) * torch.where(alone, 1, before).to(dtype))
+    return (intersection.masked_fill_(alone, 1) / (union * before.masked_fill_(alone, 1))).to(dtype)
