@@ -39,14 +39,15 @@ get 1 − alpha) and that multiply the loss of the class in softmax_focal.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
+from detloss.kernels.prototypes import PrototypeMasks
 
-__all__ = ["BOX_OPS", "ELEMENT_OPS", "OPS", "POSITION_OPS", "ROW_OPS", "Backend", "Call", "loss_shape"]
+__all__ = ["BOX_OPS", "ELEMENT_OPS", "OPS", "POSITION_OPS", "ROW_OPS", "Backend", "Call", "Request", "loss_shape"]
 
 ELEMENT_OPS = frozenset({"sigmoid_focal", "binary_cross_entropy", "varifocal", "l1", "mse", "smooth_l1", "huber"})
 POSITION_OPS = frozenset({"quality_focal", "cross_entropy", "softmax_focal", "kl_divergence"})
@@ -97,6 +98,9 @@ def loss_shape(call: Call) -> tuple[int, ...]:
     return shape[:1] + shape[2:] if call.op in POSITION_OPS else shape[:-1]
 
 
+Request: TypeAlias = Call | Match | BinMeans | PrototypeMasks  # what a back-end can be asked for
+
+
 class Backend(Protocol):
     """A fused implementation of some operations on some devices: of losses, and of the matches of assigners.
 
@@ -111,7 +115,7 @@ class Backend(Protocol):
     def unavailable(self) -> str | None:
         """Why it cannot run in this process at all, or ``None`` when it can."""
 
-    def refuses(self, call: Call | Match | BinMeans) -> str | None:
+    def refuses(self, call: Request) -> str | None:
         """Why it cannot take this call (operation, device, dtype, shape), or ``None``. Reads metadata only."""
 
     def total(
@@ -138,3 +142,6 @@ class Backend(Protocol):
 
     def means(self, means: BinMeans) -> Tensor:
         """The means of bins; see :mod:`detloss.kernels.means`."""
+
+    def masks(self, masks: PrototypeMasks, need_grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Sum and gradients of masks from prototypes; see :mod:`detloss.kernels.prototypes`."""

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from detloss.checks import check_option
-from detloss.kernels.contract import OPS, Backend, Call
-from detloss.kernels.matches import MATCH_OPS, Match
+from detloss.kernels.contract import OPS, Backend, Call, Request
+from detloss.kernels.matches import MATCH_OPS
 from detloss.kernels.means import BinMeans
+from detloss.kernels.prototypes import PrototypeMasks
 from detloss.values import value_checks_enabled
 
 __all__ = ["Choice", "backend", "choose", "constant_while_compiling", "fused_backend", "match_backend", "operation_of", "use"]
@@ -145,7 +146,7 @@ def _refusal_of_interpreter() -> str | None:
     return "inside a dispatch mode" if torch._C._len_torch_dispatch_stack() > 0 else None
 
 
-def _refusal_of_state(call: Call | Match | BinMeans, compiling: bool) -> str | None:
+def _refusal_of_state(call: Request, compiling: bool) -> str | None:
     """Why the surroundings of a call (transforms, tracing, other inputs that need a gradient) want the reference."""
     if compiling:
         if _is_exporting():
@@ -177,7 +178,7 @@ def _back_end_for(device: str) -> tuple[str, str | None]:
     return (name, _problem_of(name, mode == name) or None) if name else ("", f"no kernels for device {device!r}")
 
 
-def choose(call: Call | Match | BinMeans) -> tuple[str, str | None]:
+def choose(call: Request) -> tuple[str, str | None]:
     """Name of the back-end for a call, and why it does not take it (``None`` when it does). Reads metadata only."""
     name, problem = _back_end_for(call.pred.device.type)
     if problem is None:
@@ -186,8 +187,8 @@ def choose(call: Call | Match | BinMeans) -> tuple[str, str | None]:
     return name, problem
 
 
-def match_backend(match: Match | BinMeans) -> Backend | None:
-    """The back-end that matches for an assigner, or decodes; ``None``: operations of torch do, also while compiling."""
+def match_backend(match: Request) -> Backend | None:
+    """The back-end that matches for an assigner, decodes, or compares masks; ``None``: operations of torch do, also compiled."""
     if torch.compiler.is_compiling():
         return None
     name, problem = choose(match)
@@ -208,7 +209,7 @@ def operation_of(loss: Any) -> str:
         return "binary_cross_entropy"
     by_module = _WITH_SIGMOID.get((name, bool(getattr(loss, "use_sigmoid", name == "FocalLoss"))))
     op = by_module or _OP_OF.get(name) or _OP_OF.get(name.removesuffix("_loss")) or name.removesuffix("_loss")
-    return op if op in OPS | MATCH_OPS | {BinMeans.op} else ""
+    return op if op in OPS | MATCH_OPS | {BinMeans.op, PrototypeMasks.op} else ""
 
 
 def backend(loss: Any = None, tensor: Tensor | None = None) -> Choice:

@@ -2,43 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
-import torch.nn.functional as torch_f
 from torch import Tensor
 
-from detloss.checks import upcast
 from detloss.functional.mask import mask_bce_loss
+from detloss.functional.prototype_masks import prototype_mask_sum
+from detloss.kernels.prototypes import PrototypeMasks
 
 __all__ = ["mask_loss", "segmentation_loss"]
 
 Function = Callable[..., Any]
-
-
-class Crop(NamedTuple):
-    """One object, the part of its image that its masks are compared in, and the rows of coefficients that predict it.
-
-    Attributes:
-        rows: first row, and the one after the last.
-        image: number of the image.
-        y: first row of pixels, and the one after the last.
-        x: the same of the columns.
-        target: mask of the object in the crop ``[h * w]``, in [0, 1].
-        weight: of every pixel.
-    """
-
-    rows: tuple[int, int]
-    image: int
-    y: tuple[int, int]
-    x: tuple[int, int]
-    target: Tensor
-    weight: float
-
-    def of(self, prototypes: Tensor) -> Tensor:
-        """The part of ``prototypes [B, K, H, W]`` that the crop covers, ``[K, h, w]``."""
-        return prototypes[self.image, :, slice(*self.y), slice(*self.x)]
 
 
 def mask_loss(original: Function) -> Function:
@@ -84,93 +60,49 @@ def segmentation_loss(original: Function) -> Function:
         objects, counts = torch.stack((image, number), 1).unique_consecutive(dim=0, return_counts=True)
         first = counts.cumsum(0) - counts
         boxes = target_bboxes[image[first], prior[first]] / imgsz[[1, 0, 1, 0]]
-        crops = _crops(objects, counts, boxes, masks, batch_idx.view(-1), self.overlap, (proto.shape[2], proto.shape[3]))
-        return masks_in_crops(pred_masks[image, prior], proto, crops) / len(image)
+        rows = pred_masks[image, prior]
+        batch = _masks_of_batch(rows, proto, objects, counts, boxes, masks, batch_idx.view(-1), self.overlap)
+        return prototype_mask_sum(batch) / len(image)
 
     return calculate_segmentation_loss
 
 
-def _crops(
-    objects: Tensor, counts: Tensor, boxes: Tensor, masks: Tensor, batch_idx: Tensor, overlap: bool, size: tuple[int, int]
-) -> list[Crop]:
-    """The crops of all objects.
+def _masks_of_batch(
+    rows: Tensor,
+    prototypes: Tensor,
+    objects: Tensor,
+    counts: Tensor,
+    boxes: Tensor,
+    masks: Tensor,
+    batch_idx: Tensor,
+    overlap: bool,
+) -> PrototypeMasks:
+    """The masks of all objects inside their boxes, for :func:`prototype_mask_sum`.
 
     Args:
+        rows: coefficients ``[R, K]``, those of an object side by side.
+        prototypes: ``[B, K, H, W]``.
         objects: (image, number in the image) ``[N, 2]``, in order.
-        counts: rows of coefficients of each.
+        counts: rows of each.
         boxes: corners in units of the image ``[N, 4]``.
         masks: numbers from 1 of the objects of each image ``[B, H, W]`` if they ``overlap``, or one mask for each ``[M, H, W]``.
-        batch_idx: image of each of the M masks, in order.
-        size: H and W.
+        batch_idx: image of each of the M masks.
+        overlap: which of the two.
     """
-    height, width = size
-    sides = boxes[:, 2:] - boxes[:, :2]
-    # As there: the mean over all pixels by the share of the image that the box covers, which are all pixels of the box.
-    pixels = (sides.prod(1) * (height * width)).tolist()
+    height, width = prototypes.shape[2:]
+    image, number = objects.unbind(1)
+    size = boxes.new_tensor([width, height, width, height])
     # A pixel counts if its number is >= the first and < the second edge.
-    edges = (boxes * boxes.new_tensor([width, height, width, height])).ceil().clamp(min=0)
-    limits = torch.minimum(edges, edges.new_tensor([width, height, width, height])).long().tolist()
-    crops, start = [], 0
-    for (image, number), count, (x1, y1, x2, y2), area in zip(objects.tolist(), counts.tolist(), limits, pixels, strict=True):
-        mask = masks[image] if overlap else masks[batch_idx == image][number]
-        part = mask[y1:y2, x1:x2]
-        target = part == number + 1 if overlap else part
-        if target.numel() and area > 0:
-            crops.append(Crop((start, start + count), image, (y1, y2), (x1, x2), target.flatten(), 1 / area))
-        start += count
-    return crops
-
-
-def masks_in_crops(coefficients: Tensor, prototypes: Tensor, crops: Sequence[Crop]) -> Tensor:
-    """Σ weight · cross entropy over all pixels of all crops, of masks that are linear in prototypes, without holding them.
-
-    Args:
-        coefficients: ``[R, K]``.
-        prototypes: ``[B, K, H, W]``.
-        crops: what is compared where.
-    """
-    return _MasksInCrops.apply(coefficients, prototypes, crops)
-
-
-class _MasksInCrops(torch.autograd.Function):
-    """Gradients are made in the forward pass, object by object, and scaled by the upstream gradient in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, coefficients: Tensor, prototypes: Tensor, crops: Sequence[Crop]) -> Tensor:
-        ctx.crops = crops
-        rows, maps = upcast(coefficients), upcast(prototypes)
-        graph = any(ctx.needs_input_grad[:2])
-        slopes = [torch.zeros_like(rows), torch.zeros_like(maps)] if graph else []
-        total = rows.new_zeros((), dtype=torch.float64)
-        for crop in crops:
-            window = crop.of(maps)
-            own, flat = rows[slice(*crop.rows)], window.flatten(1)
-            logits, target = own @ flat, crop.target.to(rows.dtype).expand(len(own), -1)
-            total += crop.weight * torch_f.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-            if graph:
-                slope = logits.sigmoid_().sub_(target).mul_(crop.weight)
-                torch.mm(slope, flat.T, out=slopes[0][slice(*crop.rows)])
-                crop.of(slopes[1]).add_((own.T @ slope).view_as(window))
-        ctx.save_for_backward(coefficients, prototypes, *slopes)
-        return total.to(rows.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        coefficients, prototypes, *slopes = ctx.saved_tensors
-        if torch.is_grad_enabled() and ctx.crops:
-            total = _plain_sum(coefficients, prototypes, ctx.crops)
-            slopes = list(torch.autograd.grad(total, (coefficients, prototypes), upstream, create_graph=True))
-        else:
-            slopes = [slope * upstream for slope in slopes]
-        return slopes[0].to(coefficients.dtype), slopes[1].to(prototypes.dtype), None
-
-
-def _plain_sum(coefficients: Tensor, prototypes: Tensor, crops: Sequence[Crop]) -> Tensor:
-    """The same sum, differentiable any number of times."""
-    rows, maps = upcast(coefficients), upcast(prototypes)
-    total = rows.new_zeros(())
-    for crop in crops:
-        logits = rows[slice(*crop.rows)] @ crop.of(maps).flatten(1)
-        target = crop.target.to(rows.dtype).expand_as(logits)
-        total = total + crop.weight * torch_f.binary_cross_entropy_with_logits(logits, target, reduction="sum")
-    return total
+    x1, y1, x2, y2 = torch.minimum((boxes * size).ceil().clamp(min=0), size).long().unbind(1)
+    # As there: the mean over all pixels by the share of the image that the box covers, which are all pixels of the box.
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1) * (height * width)
+    if overlap:
+        mask = image
+    else:
+        own, by_image = batch_idx.to(image).sort(stable=True)
+        mask = by_image[torch.searchsorted(own, image) + number]
+    name = number + 1 if overlap else torch.zeros_like(number)
+    last = counts.cumsum(0)
+    crops = torch.stack((image, last - counts, last, y1, y2, x1, x2, mask, name), 1)
+    kept = (area > 0) & (y2 > y1) & (x2 > x1)
+    return PrototypeMasks(rows, prototypes, masks, crops[kept], (1 / area)[kept])

@@ -6,10 +6,11 @@ from types import ModuleType
 
 from torch import Tensor
 
-from detloss.kernels.contract import Call
+from detloss.kernels.contract import Call, Request
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
-from detloss.kernels.native import boxes, coordinates, expectation, library, matching, sigmoid, softmax
+from detloss.kernels.native import boxes, coordinates, expectation, library, matching, prototypes, sigmoid, softmax
+from detloss.kernels.prototypes import PrototypeMasks
 
 __all__ = ["BACKEND", "Native"]
 
@@ -20,18 +21,20 @@ class Native:
     """Kernels on the CPU; see :class:`detloss.kernels.contract.Backend` for the methods."""
 
     name = "native"
-    ops = frozenset(_FAMILIES) | matching.OPS | expectation.OPS
+    ops = frozenset(_FAMILIES) | matching.OPS | expectation.OPS | prototypes.OPS
 
     def unavailable(self) -> str | None:
         """Why there is no library, or ``None``."""
         return library.problem()
 
-    def refuses(self, call: Call | Match | BinMeans) -> str | None:
+    def refuses(self, call: Request) -> str | None:
         """Why a call is not taken: another device, or an operation without a kernel."""
         if call.pred.device.type != "cpu":
             return f"the native kernels run on the CPU, not on {call.pred.device.type!r}"
         if isinstance(call, BinMeans):
             return expectation.refuses(call)
+        if isinstance(call, PrototypeMasks):
+            return prototypes.refuses(call)
         if not isinstance(call, Call):
             return matching.refuses(call)
         family = _FAMILIES.get(call.op)
@@ -77,6 +80,10 @@ class Native:
     def means(self, means: BinMeans) -> Tensor:
         """The means of bins."""
         return expectation.run(means)
+
+    def masks(self, masks: PrototypeMasks, need_grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The cross entropy of masks from prototypes."""
+        return prototypes.run(masks, need_grad)
 
 
 BACKEND = Native()

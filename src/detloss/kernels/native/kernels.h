@@ -85,6 +85,17 @@ struct Expectation {
   int32_t type;
 };
 
+// Masks that are linear in prototypes: rows[R, count] times maps[images, count, height, width].
+struct Prototypes {
+  const float *rows, *maps;
+  const float* masks;    // [masks, height, width]
+  const float* weight;   // of every pixel of a crop
+  const int64_t* crops;  // [crops, 9]: image, first and last row, y1, y2, x1, x2, mask, number of the object in it or 0
+  const int64_t* first;  // [images + 1]: first crop of an image
+  float *by_rows, *by_maps;  // gradients, added to, or null
+  int64_t images, count, height, width;
+};
+
 // What a range of work units adds up to.
 struct Partial {
   double sum;
@@ -99,6 +110,7 @@ struct InstructionSet {
   void (*softmax)(const Softmax&, int64_t begin, int64_t end, Partial&);
   void (*coordinates)(const Coordinates&, int64_t begin, int64_t end, Partial&);
   void (*expectation)(const Expectation&, int64_t begin, int64_t end, Partial&);
+  void (*prototypes)(const Prototypes&, int64_t begin, int64_t end, Partial&);
   const Matching* matching;
 };
 
@@ -117,6 +129,8 @@ int64_t units(const Coordinates&);
 int64_t numbers_per_unit(const Coordinates&);
 int64_t units(const Expectation&);
 int64_t numbers_per_unit(const Expectation&);
+int64_t units(const Prototypes&);
+int64_t numbers_per_unit(const Prototypes&);
 
 extern const InstructionSet BASE;
 #ifdef DETLOSS_X86

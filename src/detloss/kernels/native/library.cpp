@@ -92,6 +92,9 @@ int64_t numbers_per_unit(const Expectation& a) {
   return a.inner == 1 ? a.groups * a.bins : a.bins * (a.inner < BOXES ? a.inner : BOXES);
 }
 
+int64_t units(const Prototypes& a) { return a.images; }
+int64_t numbers_per_unit(const Prototypes&) { return CHUNK; }
+
 }  // namespace detloss
 
 using namespace detloss;
@@ -99,7 +102,7 @@ using namespace detloss;
 extern "C" {
 
 // Version of the calls below; the Python side refuses a library of another one.
-EXPORT int detloss_version() { return 5; }
+EXPORT int detloss_version() { return 6; }
 
 EXPORT const char* detloss_instruction_set() { return chosen->name; }
 
@@ -145,6 +148,10 @@ EXPORT int detloss_coordinates(const Coordinates* call, int threads, double fact
 
 EXPORT int detloss_expectation(const Expectation* call, int threads, double factor, float* total) {
   return answer(run(*call, chosen->expectation, threads), factor, total);
+}
+
+EXPORT int detloss_prototypes(const Prototypes* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->prototypes, threads), factor, total);
 }
 
 EXPORT int detloss_softmax(const Softmax* call, int threads, double factor, float* total) {

@@ -15,9 +15,11 @@ namespace KERNEL_SET {
 #include "divergence.h"
 #include "coordinates.h"
 #include "expectation.h"
+#include "prototypes.h"
 }  // namespace KERNEL_SET
 
 extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes, KERNEL_SET::softmax,
-                                             KERNEL_SET::coordinates, KERNEL_SET::expectation, &KERNEL_MATCHING};
+                                             KERNEL_SET::coordinates, KERNEL_SET::expectation, KERNEL_SET::prototypes,
+                                             &KERNEL_MATCHING};
 
 }  // namespace detloss

@@ -8,9 +8,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from detloss.kernels.contract import Call
+from detloss.kernels.contract import Call, Request
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
+from detloss.kernels.prototypes import PrototypeMasks
 from detloss.kernels.triton_backend import boxes, coordinates, distribution, divergence, sigmoid, softmax
 from detloss.kernels.triton_backend.sums import finished, rescaled
 
@@ -39,7 +40,7 @@ class Triton:
         """Why there is nothing to run on, or ``None``."""
         return None if _interpreted() or torch.cuda.is_available() else "PyTorch finds no CUDA device"
 
-    def refuses(self, call: Call | Match | BinMeans) -> str | None:
+    def refuses(self, call: Request) -> str | None:
         """Why a call is not taken: another device, or an operation without a kernel."""
         kind = call.pred.device.type
         if kind != ("cpu" if _interpreted() else "cuda"):
@@ -77,6 +78,10 @@ class Triton:
     def means(self, means: BinMeans) -> Tensor:
         """No kernel, as for :meth:`match`."""
         raise NotImplementedError(f"{means.op} has no triton kernel")
+
+    def masks(self, masks: PrototypeMasks, need_grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """No kernel, as for :meth:`match`."""
+        raise NotImplementedError(f"{masks.op} has no triton kernel")
 
 
 BACKEND = Triton()
