@@ -22,7 +22,7 @@ def table(found: dict[str, Any]) -> str:
     rounds = sorted({row["rounds"] for row in found["rows"]})
     return (
         f"{''.join(HEAD)}{rows}\nMeasured {found['date']} on {found['threads']} cores of a {found['machine']} machine with "
-        f"torch {found['torch']}, {frameworks}; medians of {' to '.join(map(str, rounds))} rounds, the ratios being those of the "
+        f"torch {found['torch']}, {frameworks}; medians of {' to '.join(map(str, sorted({rounds[0], rounds[-1]})))} rounds, the ratios being those of the "
         "same round.\n"
     )
 

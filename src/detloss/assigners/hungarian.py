@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from detloss.assigners.base import MEMORY_BUDGET, Assigner, chunks, covered_by_regions
-from detloss.assigners.predictions import check_predictions, finite_predictions, fold_sum, over_classes, own_class
+from detloss.assigners.predictions import check_predictions, finite_predictions, fold_sum, matched_iou, over_classes, own_class
 from detloss.assigners.targets import PaddedTargets, pad_targets
 from detloss.checks import check_non_negative, check_option, shape_of, upcast
 from detloss.functional.classification import binary_cross_entropy
 from detloss.functional.iou_costs import ciou_cost, diou_cost, giou_cost
 from detloss.geometry.iou import Overlap, overlap
+from detloss.kernels.matches import PairCostMatch
+from detloss.kernels.selection import match_backend
 from detloss.registry import ASSIGNERS
 from detloss.types import Assignment, Number, Target
 
@@ -110,7 +112,7 @@ class HungarianAssigner(Assigner):
         iou: measure of overlap: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
         alpha: α of the focal cost.
         gamma: γ of the focal cost.
-        memory_budget: bytes that the temporaries of one chunk may take; the costs and IoU ``[B, G, Q]`` come on top.
+        memory_budget: bytes that the temporaries of one chunk may take; the costs ``[B, G, Q]`` come on top.
     """
 
     needs_predictions = True
@@ -169,10 +171,8 @@ class HungarianAssigner(Assigner):
         if images != len(scores):
             raise ValueError(f"HungarianAssigner: expected one target per image, {len(scores)}; got {images}")
         if objects and scores.shape[1]:
-            costs, iou = self._costs(padded, scores, boxes, _units(image_sizes, boxes))
-            gt_index = least_cost_match(costs)
-            own = iou.gather(1, gt_index.clamp(min=0).unsqueeze(1)).squeeze(1)
-            quality = torch.where(gt_index >= 0, own, 0.0)
+            gt_index = least_cost_match(self._costs(padded, scores, boxes, _units(image_sizes, boxes)))
+            quality = matched_iou(boxes, padded, gt_index, self.memory_budget)
         else:
             gt_index = torch.full(scores.shape[:2], -1, dtype=torch.long, device=scores.device)
             quality = torch.zeros_like(boxes[..., 0])
@@ -192,26 +192,33 @@ class HungarianAssigner(Assigner):
         usable = finite_predictions(scores[image : image + 1], boxes[image : image + 1], self.memory_budget)
         return {"query with finite predictions": usable.expand(targets.valid.shape[1], -1)}
 
-    def _costs(self, padded: PaddedTargets, scores: Tensor, boxes: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
-        """``[B, G, Q]``, infinite where an object is none or a query is not finite; and the IoU of all pairs."""
+    def _costs(self, padded: PaddedTargets, scores: Tensor, boxes: Tensor, units: Tensor) -> Tensor:
+        """``[B, G, Q]``, infinite where an object is none or a query is not finite."""
         images, objects = padded.valid.shape
         queries = boxes.shape[1]
         usable = finite_predictions(scores, boxes, self.memory_budget)
         valid = padded.valid & padded.boxes.isfinite().all(-1)
         evidence = self._evidence(scores)
-        costs, iou = (boxes.new_empty(images, objects, queries) for _ in range(2))
+        costs = boxes.new_empty(images, objects, queries)
+        match = PairCostMatch(
+            boxes, padded.boxes, units, usable, valid, costs, self.l1_weight, self.iou_weight, self.iou, LARGEST_COST
+        )
+        backend = match_backend(match)
         bytes_each = queries * TEMPORARIES * boxes.element_size()
         for some in chunks(images, bytes_each, self.memory_budget):
             for part in chunks(objects, bytes_each * (some.stop - some.start), self.memory_budget):
-                pair = overlap(boxes[some].unsqueeze(1), padded.boxes[some, part].unsqueeze(2))
                 logits = own_class(scores[some], padded.labels[some, part])
                 cost = self.cls_weight * self._class_cost(logits, evidence[some].unsqueeze(1))
-                cost = cost + self.l1_weight * _l1(pair, units[some])
-                cost = cost + self.iou_weight * (BOX_COSTS[self.iou](pair) + pair.inverted)
-                allowed = usable[some].unsqueeze(1) & valid[some, part].unsqueeze(-1)
-                costs[some, part] = torch.where(allowed, cost.clamp(-LARGEST_COST, LARGEST_COST), torch.inf)
-                iou[some, part] = pair.iou
-        return costs, iou
+                if backend is None:
+                    cost = cost + self._box_cost(boxes[some].unsqueeze(1), padded.boxes[some, part].unsqueeze(2), units[some])
+                    allowed = usable[some].unsqueeze(1) & valid[some, part].unsqueeze(-1)
+                    cost = torch.where(allowed, cost.clamp(-LARGEST_COST, LARGEST_COST), torch.inf)
+                costs[some, part] = cost
+        return costs if backend is None else backend.match(match)[0]
+
+    def _box_cost(self, boxes: Tensor, objects: Tensor, units: Tensor) -> Tensor:
+        pair = overlap(boxes, objects)
+        return self.l1_weight * _l1(pair, units) + self.iou_weight * (BOX_COSTS[self.iou](pair) + pair.inverted)
 
     def _evidence(self, scores: Tensor) -> Tensor:
         """``[B, Q]`` ln Σ exp of the logits, for softmax."""

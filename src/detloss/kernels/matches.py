@@ -12,7 +12,7 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor
 
-__all__ = ["MATCH_OPS", "ATSSMatch", "AlignedMatch", "Match", "MaxIoUMatch"]
+__all__ = ["MATCH_OPS", "ATSSMatch", "AlignedMatch", "Match", "MaxIoUMatch", "PairCostMatch"]
 
 
 class _Match:
@@ -122,5 +122,35 @@ class AlignedMatch(_Match):
     memory: int
 
 
-Match: TypeAlias = MaxIoUMatch | ATSSMatch | AlignedMatch
-MATCH_OPS = frozenset({MaxIoUMatch.op, ATSSMatch.op, AlignedMatch.op})
+@dataclass
+class PairCostMatch(_Match):
+    """The costs of :class:`detloss.assigners.HungarianAssigner` → ``[B, G, Q]``; infinite where a pair is not allowed.
+
+    Attributes:
+        boxes: predicted corners ``[B, Q, 4]``.
+        objects: corners ``[B, G, 4]``.
+        units: (height, width) ``[B, 2]`` that distances are measured in.
+        usable: ``[B, Q]`` bool: the prediction is finite.
+        valid: ``[B, G]`` bool: the object is there and finite.
+        cost: what the classes cost, ``[B, G, Q]``; the result takes its memory.
+        l1_weight: weight of the distance of (cx, cy, w, h).
+        iou_weight: weight of the overlap.
+        iou: ``"iou"``, ``"giou"``, ``"diou"`` or ``"ciou"``.
+        limit: largest and, negative, smallest cost of a pair that is allowed.
+    """
+
+    op = "pair_cost"
+    boxes: Tensor
+    objects: Tensor
+    units: Tensor
+    usable: Tensor
+    valid: Tensor
+    cost: Tensor
+    l1_weight: float
+    iou_weight: float
+    iou: str
+    limit: float
+
+
+Match: TypeAlias = MaxIoUMatch | ATSSMatch | AlignedMatch | PairCostMatch
+MATCH_OPS = frozenset({MaxIoUMatch.op, ATSSMatch.op, AlignedMatch.op, PairCostMatch.op})

@@ -42,6 +42,7 @@ _OP_OF = {
     "KnowledgeDistillationKLDivLoss": "kl_divergence", "kl_distillation": "kl_divergence",
     "LocalizationDistillationLoss": "kl_divergence", "localization_distillation": "kl_divergence",
     "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
+    "HungarianAssigner": "pair_cost",
 }  # fmt: skip
 _WITH_SIGMOID = {
     ("FocalLoss", False): "softmax_focal",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 __all__ = ["library", "problem"]
 
-VERSION = 6
+VERSION = 7
 NOT_BUILT = (
     "detloss was installed without a C++ compiler, or runs from a source tree in which the library was not built "
     "(`python setup.py build_ext --inplace` builds it)"
@@ -31,7 +31,8 @@ def _declare(loaded: ctypes.CDLL) -> None:
     loaded.detloss_instruction_set.restype = ctypes.c_char_p
     for name in ("sigmoid", "softmax", "boxes", "coordinates", "expectation", "prototypes"):
         getattr(loaded, f"detloss_{name}").argtypes = [pointer, ctypes.c_int, ctypes.c_double, pointer]
-    for name in ("max_iou", "atss", *(f"aligned_{step}" for step in ("count", "pairs", "overlap", "claim", "settle"))):
+    aligned = (f"aligned_{step}" for step in ("count", "pairs", "overlap", "claim", "settle"))
+    for name in ("max_iou", "atss", "pair_cost", *aligned):
         function = getattr(loaded, f"detloss_{name}")
         function.argtypes, function.restype = [pointer, ctypes.c_int], None
 

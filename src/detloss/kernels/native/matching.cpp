@@ -149,6 +149,10 @@ static void aligned_settle(const Aligned& a, const Matching& set, int threads) {
   });
 }
 
+static void pair_cost(const PairCost& a, const Matching& set, int threads) {
+  for_each(1, a.images * a.objects, threads, [&](int64_t, int64_t row) { set.pair_cost(a, row); });
+}
+
 }  // namespace detloss
 
 using namespace detloss;
@@ -157,6 +161,7 @@ extern "C" {
 
 EXPORT void detloss_max_iou(const MaxIoU* call, int threads) { max_iou(*call, *current().matching, threads); }
 EXPORT void detloss_atss(const Atss* call, int threads) { atss(*call, *current().matching, threads); }
+EXPORT void detloss_pair_cost(const PairCost* call, int threads) { pair_cost(*call, *current().matching, threads); }
 
 // The steps of task alignment, in this order; from aligned_pairs to aligned_claim once for every part.
 EXPORT void detloss_aligned_count(const Aligned* call, int threads) { aligned_count(*call, *current().matching, threads); }

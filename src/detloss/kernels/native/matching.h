@@ -120,6 +120,19 @@ struct Aligned {
   float eps;
 };
 
+// What all queries cost as partners of all objects.
+struct PairCost {
+  const float* boxes;     // [B, Q, 4] corners
+  const float* truth;     // [B, G, 4]
+  const float* units;     // [B, 2] height and width that distances are measured in
+  const uint8_t* usable;  // [B, Q]
+  const uint8_t* valid;   // [B, G]
+  float* cost;            // [B, G, Q] that of the classes, added to
+  int64_t images, objects, queries;
+  int32_t hull;  // GIoU, else IoU
+  float l1_weight, iou_weight, limit;
+};
+
 // The entry points of one instruction set.
 struct Matching {
   void (*max_iou_columns)(const MaxIoU&, const MaxIoUWork&, int64_t image, int64_t tile);
@@ -136,6 +149,7 @@ struct Matching {
   void (*aligned_choose)(const Aligned&, int64_t begin, int64_t end, int64_t* best);
   void (*aligned_claim)(const Aligned&, int64_t row, int64_t begin, int64_t end);
   void (*aligned_settle)(const Aligned&, int64_t image, float* most);
+  void (*pair_cost)(const PairCost&, int64_t row);
 };
 
 extern const Matching BASE_MATCHING;

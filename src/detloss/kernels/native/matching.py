@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detloss.kernels.matches import MATCH_OPS, AlignedMatch, ATSSMatch, Match, MaxIoUMatch
+from detloss.kernels.matches import MATCH_OPS, AlignedMatch, ATSSMatch, Match, MaxIoUMatch, PairCostMatch
 from detloss.kernels.native import aligned
 from detloss.kernels.native.arguments import TYPES, fresh, pointer
 from detloss.kernels.native.library import library
@@ -43,6 +43,17 @@ class _ATSS(ctypes.Structure):
     ]
 
 
+class _PairCost(ctypes.Structure):
+    """``struct PairCost`` of matching.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("boxes", "truth", "units", "usable", "valid", "cost")),
+        *((name, ctypes.c_int64) for name in ("images", "objects", "queries")),
+        ("hull", ctypes.c_int32),
+        *((name, ctypes.c_float) for name in ("l1_weight", "iou_weight", "limit")),
+    ]
+
+
 def refuses(match: Match) -> str | None:
     """Why a match is not taken: other tensors than fp32, bool and int64 on the CPU, shapes, too many priors or candidates."""
     scores = getattr(match, "scores", None)
@@ -52,6 +63,8 @@ def refuses(match: Match) -> str | None:
         low_precision = tensor is scores and tensor.dtype in TYPES
         if tensor.dtype not in TAKEN and not low_precision:
             return f"{str(tensor.dtype).removeprefix('torch.')} input"
+    if isinstance(match, PairCostMatch):
+        return None if match.iou in ("iou", "giou") else f"a cost of {match.iou!r}"
     if not (_aligned_fits(match) if isinstance(match, AlignedMatch) else _anchors_fit(match)):
         return "shapes that do not fit"
     if getattr(match, "topk", 0) > MOST_CANDIDATES:
@@ -90,6 +103,8 @@ def match(match: Match) -> tuple[Tensor, ...]:
     """What the rule finds; see :mod:`detloss.kernels.matches`."""
     if isinstance(match, AlignedMatch):
         return aligned.run(match)
+    if isinstance(match, PairCostMatch):
+        return (_pair_cost(match),)
     return _max_iou(match) if isinstance(match, MaxIoUMatch) else _atss(match)
 
 
@@ -130,3 +145,16 @@ def _atss(match: ATSSMatch) -> tuple[Tensor, Tensor]:
     )  # fmt: skip
     _run("atss", arguments)
     return index, quality
+
+
+def _pair_cost(match: PairCostMatch) -> Tensor:
+    cost = match.cost.contiguous()
+    images, objects, queries = cost.shape
+    read = (match.boxes, match.objects, match.units, match.usable, match.valid)
+    places = [x.expand(images, *x.shape[1:]).contiguous() for x in read]
+    arguments = _PairCost(
+        *map(pointer, (*places, cost)), images, objects, queries, match.iou == "giou",
+        match.l1_weight, match.iou_weight, match.limit,
+    )  # fmt: skip
+    _run("pair_cost", arguments)
+    return cost
