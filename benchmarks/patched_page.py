@@ -19,11 +19,12 @@ def table(found: dict[str, Any]) -> str:
     """Figures as a table, with the machine they are from."""
     rows = "".join(line(row) for row in found["rows"])
     frameworks = ", ".join(sorted({row["framework"] for row in found["rows"]}))
-    rounds = sorted({row["rounds"] for row in found["rows"]})
+    rounds = [row["rounds"] for row in found["rows"]]
+    spread = " to ".join(map(str, sorted({min(rounds), max(rounds)})))
     return (
         f"{''.join(HEAD)}{rows}\nMeasured {found['date']} on {found['threads']} cores of a {found['machine']} machine with "
-        f"torch {found['torch']}, {frameworks}; medians of {' to '.join(map(str, sorted({rounds[0], rounds[-1]})))} rounds, the ratios being those of the "
-        "same round.\n"
+        f"torch {found['torch']}, {frameworks}; medians of {spread} rounds, the ratios being those of the same "
+        "round.\n"
     )
 
 
