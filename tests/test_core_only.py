@@ -58,6 +58,20 @@ print(sorted(root for root in roots if root not in sys.stdlib_module_names))
 """
 
 
+WITH_OPERATORS = """
+import sys
+import torch
+import detloss
+
+logits, boxes = torch.randn(2, 9, 4, requires_grad=True), torch.rand(2, 9, 4).sort(-1).values
+objects = [{"boxes": boxes[i, :2], "labels": torch.tensor([0, 2])} for i in (0, 1)]
+assert detloss.HungarianAssigner()(None, objects, logits, boxes).positive.any()
+labels, qualities = torch.tensor([0, 1, 2, 3]), torch.tensor([0.9, 0.5, 0.7, 0.0])
+detloss.build("RankSortLoss")(logits[0, :4, :3], (labels, qualities)).backward()
+print("torch._dynamo" in sys.modules)
+"""
+
+
 def closure(distribution: str) -> set[str]:
     """The distribution and, recursively, what it requires here (extras and other platforms left out)."""
     seen: set[str] = set()
@@ -120,3 +134,10 @@ def test_import_cost_beyond_torch(record_property: Callable[[str, object], None]
     print(f"import detloss beyond torch: {cost:.0f} ms")
     record_property("import_ms", round(cost))
     assert cost < 5000
+
+
+def test_what_is_an_operator_for_the_compiler_does_not_load_it() -> None:
+    """Seconds and 100 MiB, for those who do not compile."""
+    pytest.importorskip("scipy")
+    done = run_python(WITH_OPERATORS)
+    assert done.stdout.strip() == "False", done.stdout + done.stderr

@@ -25,6 +25,7 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("assigners/targets.py", "_check_corners"): CHECKED_VALUES,
     ("assigners/targets.py", "_check_corners_of"): CHECKED_VALUES,
     ("assigners/targets.py", "_labels"): CHECKED_VALUES,
+    ("functional/prototype_masks.py", "_crops"): "without a kernel; every object is compared in a part of the image of its own",
     ("functional/ranked_sums.py", "missorted_sum"): "compares pairs of positives only, so it needs their number",
     ("functional/segmentation.py", "_check_binary"): CHECKED_VALUES,
     ("losses/base.py", "Loss.to_config"): "writes a configuration; not part of a step",

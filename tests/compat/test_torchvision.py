@@ -37,6 +37,18 @@ def test_focal_loss(alpha: float, gamma: float, reduction: str, dtype: torch.dty
             )
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_scripts_call_them() -> None:
+    x, y = torch.randn(3, 4, requires_grad=True), torch.rand(3, 4)
+    focal = torch.jit.script(ops.sigmoid_focal_loss)
+    assert torch.equal(focal(x, y, 0.5, 1.5, "sum"), ops.sigmoid_focal_loss(x, y, 0.5, 1.5, "sum"))
+    assert torch.equal(focal(x, y), ops.sigmoid_focal_loss(x, y))
+    for name in BOX_LOSSES:
+        scripted, plain = torch.jit.script(getattr(ops, name)), getattr(ops, name)
+        (slope,) = torch.autograd.grad(scripted(x, y, "mean"), x)
+        torch.testing.assert_close(slope, torch.autograd.grad(plain(x, y, "mean"), x)[0])
+
+
 def test_focal_loss_of_a_number() -> None:
     theirs = peer("torchvision").ops.sigmoid_focal_loss
     for reduction in REDUCTIONS:

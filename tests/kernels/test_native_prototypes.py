@@ -100,6 +100,18 @@ def test_without_a_gradient_and_without_crops(native: list[int]) -> None:
     assert native == [1] * 3
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_one_of_the_factors_may_be_constant(again: bool) -> None:
+    masks = some(4, True)
+    _, *expected = value_and_slopes(masks)
+    for number in (0, 1):
+        inputs = [masks.coefficients.clone(), masks.prototypes.clone()]
+        inputs[number].requires_grad_()
+        total = prototype_mask_sum(PrototypeMasks(inputs[0], inputs[1], masks.masks, masks.crops, masks.weight))
+        (slope,) = torch.autograd.grad(-2 * total, inputs[number], create_graph=again)
+        torch.testing.assert_close(slope.detach(), expected[number], rtol=1e-5, atol=1e-5)
+
+
 def test_strided_and_low_precision_inputs() -> None:
     masks = some(8, False)
     wide = masks.prototypes.contiguous(memory_format=torch.channels_last)

@@ -16,11 +16,11 @@ from detloss.functional.classification import binary_cross_entropy
 from detloss.functional.iou_costs import ciou_cost, diou_cost, giou_cost
 from detloss.geometry.iou import Overlap, overlap
 from detloss.kernels.matches import PairCostMatch
-from detloss.kernels.selection import match_backend
+from detloss.kernels.selection import match_backend, recorded
 from detloss.registry import ASSIGNERS
 from detloss.types import Assignment, Number, Target
 
-__all__ = ["HungarianAssigner", "least_cost_match", "repeat_targets"]
+__all__ = ["HungarianAssigner", "least_cost_match", "match_operator", "repeat_targets"]
 
 ClassCost = Literal["softmax", "focal"]
 BoxCost = Literal["iou", "giou", "diou", "ciou"]
@@ -61,11 +61,10 @@ def _solver() -> Callable[[Any], tuple[Any, Any]]:
     return linear_sum_assignment
 
 
-@torch.library.custom_op("detloss::least_cost_match", mutates_args=())
 def least_cost_match(cost: Tensor) -> Tensor:
     """``[B, Q]`` int64 index of the object of every query, −1 for none: per image as many pairs as can be, at least cost.
 
-    An operator of its own because SciPy solves it on the host: one copy there and one back for the whole batch.
+    SciPy solves it on the host: one copy there and one back for the whole batch.
 
     Args:
         cost: ``[B, G, Q]``; infinite for an object that is none, or a query that may not be matched, with all others.
@@ -81,7 +80,10 @@ def least_cost_match(cost: Tensor) -> Tensor:
     return gt_index.to(cost.device)
 
 
-@least_cost_match.register_fake
+match_operator = torch.library.custom_op("detloss::least_cost_match", least_cost_match, mutates_args=())
+
+
+@match_operator.register_fake
 def _(cost: Tensor) -> Tensor:
     return torch.empty(cost.shape[0], cost.shape[2], dtype=torch.long, device=cost.device)
 
@@ -171,7 +173,8 @@ class HungarianAssigner(Assigner):
         if images != len(scores):
             raise ValueError(f"HungarianAssigner: expected one target per image, {len(scores)}; got {images}")
         if objects and scores.shape[1]:
-            gt_index = least_cost_match(self._costs(padded, scores, boxes, _units(image_sizes, boxes)))
+            match = match_operator if recorded() else least_cost_match
+            gt_index = match(self._costs(padded, scores, boxes, _units(image_sizes, boxes)))
             quality = matched_iou(boxes, padded, gt_index, self.memory_budget)
         else:
             gt_index = torch.full(scores.shape[:2], -1, dtype=torch.long, device=scores.device)

@@ -83,9 +83,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         coefficients, prototypes, *gradients = ctx.saved_tensors
+        inputs, needs = (coefficients, prototypes), ctx.needs_input_grad[:2]
         if torch.is_grad_enabled() and len(ctx.masks.crops):
             total = _sum_of_products(ctx.masks, upcast(coefficients), upcast(prototypes))
-            gradients = list(torch.autograd.grad(total, (coefficients, prototypes), upstream[0], create_graph=True))
+            wanted = [x for x, need in zip(inputs, needs, strict=True) if need]
+            found = iter(torch.autograd.grad(total, wanted, upstream[0], create_graph=True))
         else:
-            gradients = [gradient * upstream[0] for gradient in gradients]
-        return gradients[0].to(coefficients.dtype), gradients[1].to(prototypes.dtype), None
+            found = iter(gradient * upstream[0] for gradient, need in zip(gradients, needs, strict=True) if need)
+        return (*(next(found).to(x.dtype) if need else None for x, need in zip(inputs, needs, strict=True)), None)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as torch_f
 from torch import Tensor
 
+from detloss.kernels.selection import recorded
+
 __all__ = ["sum_ahead", "sum_ahead_missorted"]
 
 # Pairs of positives looked at at once: 16 MiB for each float64 temporary.
@@ -42,11 +44,10 @@ class _Ahead(torch.autograd.Function):
         return None, _Ahead.apply(-score.flip(0), gradients[0].flip(0), ctx.delta).flip(0), None
 
 
-@torch.library.custom_op("detloss::missorted_sum", mutates_args=())
 def missorted_sum(score: Tensor, quality: Tensor, values: Tensor, positive: Tensor, delta: float) -> Tensor:
     """Σ_k v_k H(s_k − s_i) [q_k < q_i] over positives k for every positive i, 0 elsewhere; all arguments ``[n]``.
 
-    An operator of its own because it looks at pairs of positives only, which needs their number on the host.
+    It looks at pairs of positives only, which needs their number on the host.
     """
     index = positive.nonzero().squeeze(1)
     s, q, v = score[index], quality[index], values[index]
@@ -60,17 +61,21 @@ def missorted_sum(score: Tensor, quality: Tensor, values: Tensor, positive: Tens
     return torch.zeros_like(values).index_copy(0, index, torch.cat(sums))
 
 
-@missorted_sum.register_fake
+# One operator where operations are recorded.
+sum_operator = torch.library.custom_op("detloss::missorted_sum", missorted_sum, mutates_args=())
+
+
+@sum_operator.register_fake
 def _(score: Tensor, quality: Tensor, values: Tensor, positive: Tensor, delta: float) -> Tensor:
     return torch.empty_like(values)
 
 
-@missorted_sum.register_vmap
+@sum_operator.register_vmap
 def _(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
     def at(i: int) -> list[Any]:
         return [x if dim is None else x.select(dim, i) for x, dim in zip(arguments, in_dims, strict=True)]
 
-    return torch.stack([missorted_sum(*at(i)) for i in range(info.batch_size)]), 0
+    return torch.stack([sum_operator(*at(i)) for i in range(info.batch_size)]), 0
 
 
 class _Missorted(torch.autograd.Function):
@@ -80,7 +85,7 @@ class _Missorted(torch.autograd.Function):
 
     @staticmethod
     def forward(score: Tensor, quality: Tensor, values: Tensor, positive: Tensor, delta: float) -> Tensor:
-        return missorted_sum(score, quality, values, positive, delta)
+        return (sum_operator if recorded() else missorted_sum)(score, quality, values, positive, delta)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, float], output: Tensor) -> None:

@@ -19,7 +19,17 @@ from detloss.kernels.means import BinMeans
 from detloss.kernels.prototypes import PrototypeMasks
 from detloss.values import value_checks_enabled
 
-__all__ = ["Choice", "backend", "choose", "constant_while_compiling", "fused_backend", "match_backend", "operation_of", "use"]
+__all__ = [
+    "Choice",
+    "backend",
+    "choose",
+    "constant_while_compiling",
+    "fused_backend",
+    "match_backend",
+    "operation_of",
+    "recorded",
+    "use",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Mode: TypeAlias = Literal["auto", "reference", "native", "triton"]
@@ -135,6 +145,14 @@ def use(mode: Mode) -> Iterator[None]:
         yield
     finally:
         _state["mode"] = before
+
+
+def recorded() -> bool:
+    """Whether operations are recorded or transformed instead of run: what asks for values must then be one operator.
+
+    Called otherwise, an operator made in Python would first load the whole compiler: seconds, and 100 MiB.
+    """
+    return torch.compiler.is_compiling() or _refusal_of_interpreter() is not None
 
 
 def _refusal_of_interpreter() -> str | None:

@@ -90,7 +90,7 @@ def _masks_of_batch(
         overlap: which of the two.
     """
     height, width = prototypes.shape[2:]
-    image, number = objects.unbind(1)
+    image, number = objects.t().contiguous()
     size = boxes.new_tensor([width, height, width, height])
     # A pixel counts if its number is >= the first and < the second edge.
     x1, y1, x2, y2 = torch.minimum((boxes * size).ceil().clamp(min=0), size).long().unbind(1)
