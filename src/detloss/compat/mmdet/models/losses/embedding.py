@@ -18,7 +18,8 @@ from detloss.types import Number, Reduction
 __all__ = ["L2Loss", "MarginL2Loss", "MultiPosCrossEntropyLoss", "TripletLoss"]
 
 
-class _Similarities(PeerLoss):
+@MODELS.register_module()
+class L2Loss(PeerLoss):
     """Squared error of similarities ``[N, M]`` in [0, 1] from targets: 1 for the same object, 0 for another one.
 
     The mean is over the elements that count: weight > 0 and, with ``neg_pos_ub``, not left out. ``avg_factor`` has no effect
@@ -77,17 +78,8 @@ class _Similarities(PeerLoss):
 
 
 @MODELS.register_module()
-class L2Loss(_Similarities):
-    """Squared error of similarities, ``abs(pred − target) ** 2``; see the base class."""
-
-    __doc__ = _Similarities.__doc__
-
-
-@MODELS.register_module()
-class MarginL2Loss(_Similarities):
-    """The same as :class:`L2Loss`, under the name it has in newer versions."""
-
-    __doc__ = _Similarities.__doc__
+class MarginL2Loss(L2Loss):
+    """The same as :class:`L2Loss`, under a second name."""
 
 
 @MODELS.register_module()
