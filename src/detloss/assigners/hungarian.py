@@ -173,7 +173,7 @@ class HungarianAssigner(Assigner):
         if images != len(scores):
             raise ValueError(f"HungarianAssigner: expected one target per image, {len(scores)}; got {images}")
         if objects and scores.shape[1]:
-            match = match_operator if recorded() else least_cost_match
+            match = match_operator if recorded(boxes) else least_cost_match
             gt_index = match(self._costs(padded, scores, boxes, _units(image_sizes, boxes)))
             quality = matched_iou(boxes, padded, gt_index, self.memory_budget)
         else:

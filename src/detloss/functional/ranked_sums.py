@@ -85,7 +85,7 @@ class _Missorted(torch.autograd.Function):
 
     @staticmethod
     def forward(score: Tensor, quality: Tensor, values: Tensor, positive: Tensor, delta: float) -> Tensor:
-        return (sum_operator if recorded() else missorted_sum)(score, quality, values, positive, delta)
+        return (sum_operator if recorded(score) else missorted_sum)(score, quality, values, positive, delta)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, float], output: Tensor) -> None:

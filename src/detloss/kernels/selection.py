@@ -147,12 +147,12 @@ def use(mode: Mode) -> Iterator[None]:
         _state["mode"] = before
 
 
-def recorded() -> bool:
-    """Whether operations are recorded or transformed instead of run: what asks for values must then be one operator.
+def recorded(x: Tensor) -> bool:
+    """Whether operations are recorded or transformed, or ``x`` has no values: what asks for them must be one operator.
 
     Called otherwise, an operator made in Python would first load the whole compiler: seconds, and 100 MiB.
     """
-    return torch.compiler.is_compiling() or _refusal_of_interpreter() is not None
+    return torch.compiler.is_compiling() or x.is_meta or _refusal_of_interpreter() is not None
 
 
 def _refusal_of_interpreter() -> str | None:
