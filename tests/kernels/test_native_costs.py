@@ -88,4 +88,5 @@ def test_other_costs_and_dtypes_go_by_the_operations_of_torch(native: list[str])
     doubles = [{**target, "boxes": target["boxes"].double()} for target in targets]
     assert HungarianAssigner()(None, doubles, scores.double(), boxes.double()).positive.any()
     assert native == []
-    assert str(kernels.backend("HungarianAssigner")) == "native: asked for"
+    assert str(kernels.backend(HungarianAssigner())) == str(kernels.backend("HungarianAssigner")) == "native: asked for"
+    assert str(kernels.backend(HungarianAssigner(iou="diou"))) == "reference: pair_cost has no native kernel for iou='diou'"

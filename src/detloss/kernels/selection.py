@@ -54,6 +54,7 @@ _OP_OF = {
     "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
     "HungarianAssigner": "pair_cost",
 }  # fmt: skip
+_TORCH_ONLY = {("pair_cost", "diou"), ("pair_cost", "ciou")}  # operations and measures of overlap
 _WITH_SIGMOID = {
     ("FocalLoss", False): "softmax_focal",
     ("CrossEntropyLoss", True): "binary_cross_entropy",
@@ -248,8 +249,8 @@ def backend(loss: Any = None, tensor: Tensor | None = None) -> Choice:
         return Choice("reference", f"{name} has no kernel")
     device = "cpu" if tensor is None else tensor.device.type
     name, problem = _back_end_for(device)
-    if problem is None and op not in _loaded[name].ops:
-        problem = f"{op} has no {name} kernel"
+    if problem is None and (op not in _loaded[name].ops or (op, getattr(loss, "iou", "")) in _TORCH_ONLY):
+        problem = f"{op} has no {name} kernel" + (f" for iou={loss.iou!r}" if op in _loaded[name].ops else "")
     if tensor is not None and problem is None:
         problem = _refusal_of_tensor(tensor, False) or _refusal_of_state(Call(op, tensor), False)
     if problem:

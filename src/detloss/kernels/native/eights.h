@@ -14,21 +14,7 @@ INLINE Eight load_8(const float* from) { Eight x; __builtin_memcpy(&x, from, siz
 INLINE void store_8(float* to, Eight x) { __builtin_memcpy(to, &x, sizeof x); }
 INLINE Eight greater_8(Eight a, Eight b) { return b > a ? b : a; }
 
-// exp(-a) for a >= 0: exp_neg of lanes.h, number by number.
-INLINE Eight exp_neg_8(Eight a) {
-  const Eight last = LAST_EXPONENT - (Eight){};
-  const Eight x = last < a ? last : a;
-  const Eight shifted = x * -1.44269504088896341f + 12582912.0f, n = shifted - 12582912.0f;
-  const Eight r = n * 2.12194440e-4f + (n * -0.693359375f - x);
-  Eight p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  const EightBits scale = ((EightBits)shifted << 23) + 0x3f800000u;
-  return p * (Eight)(a > last ? (EightBits){} : scale);
-}
+INLINE Eight exp_neg(Eight a) { return exp_neg_of<Eight, EightBits>(a, Eight{}); }
 
 // Rows to columns and back.
 INLINE void transpose_8(Eight* __restrict r) {

@@ -13,24 +13,28 @@ INLINE int32_t to_bits(float f) { int32_t i; __builtin_memcpy(&i, &f, 4); return
 INLINE float at_least(float x, float low) { return x < low ? low : x; }
 INLINE float at_most(float x, float high) { return high < x ? high : x; }
 
-// exp(-(a + low)) for a >= 0 and a small correction `low`; about 1 ulp.
-INLINE float exp_neg(float a, float low = 0.0f) {
-  const float x = at_most(a, LAST_EXPONENT);
-  const float shifted = x * -1.44269504088896341f + 12582912.0f;  // rounds to an integer held in the low bits
-  const float n = shifted - 12582912.0f;
-  float r = n * -0.693359375f - x;
+template <class To, class From> INLINE To same_bits(From x) { To y; __builtin_memcpy(&y, &x, sizeof y); return y; }
+
+// exp(-(a + low)) for a >= 0 and a small correction `low`; about 1 ulp. Of a float, or of a vector of them with its bits.
+template <class Real, class Bits> INLINE Real exp_neg_of(Real a, Real low) {
+  const Real last = LAST_EXPONENT - Real{};
+  const Real x = last < a ? last : a;
+  const Real shifted = x * -1.44269504088896341f + 12582912.0f;  // rounds to an integer held in the low bits
+  const Real n = shifted - 12582912.0f;
+  Real r = n * -0.693359375f - x;
   r = n * 2.12194440e-4f + r - low;
-  float p = 1.9875691500e-4f;
-  p = p * r + 1.3981999507e-3f;
+  Real p = 1.9875691500e-4f * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
   // 0 is made before the product, not after: denormal numbers on the way would cost more than all of this.
-  const int32_t scale = int32_t((uint32_t(to_bits(shifted)) << 23) + 0x3f800000u);
-  return p * of_bits(a > LAST_EXPONENT ? 0 : scale);
+  const Bits scale = (same_bits<Bits>(shifted) << 23) + 0x3f800000u;
+  return p * same_bits<Real>(a > last ? Bits{} : scale);
 }
+
+INLINE float exp_neg(float a, float low = 0.0f) { return exp_neg_of<float, uint32_t>(a, low); }
 
 // log(1 + e) = 2 atanh(s) for e in [0, 1] and s = e / (2 + e).
 INLINE float log1p_unit(float s) {

@@ -17,6 +17,7 @@ __all__ = ["OPS", "match", "refuses"]
 
 OPS = MATCH_OPS
 TAKEN = (torch.float32, torch.bool, torch.int64)
+COSTS = ("iou", "giou")
 MOST_CANDIDATES = 1024  # they are kept in order by insertion
 MOST_PRIORS = 2**31 - 64  # numbers of priors are kept in 32 bits
 
@@ -64,7 +65,7 @@ def refuses(match: Match) -> str | None:
         if tensor.dtype not in TAKEN and not low_precision:
             return f"{str(tensor.dtype).removeprefix('torch.')} input"
     if isinstance(match, PairCostMatch):
-        return None if match.iou in ("iou", "giou") else f"a cost of {match.iou!r}"
+        return _refuses_costs(match)
     if not (_aligned_fits(match) if isinstance(match, AlignedMatch) else _anchors_fit(match)):
         return "shapes that do not fit"
     if getattr(match, "topk", 0) > MOST_CANDIDATES:
@@ -97,6 +98,20 @@ def _aligned_fits(match: AlignedMatch) -> bool:
         and match.region.shape == match.objects.shape == (rows, 4)
         and rows % images == 0
     )
+
+
+def _refuses_costs(match: PairCostMatch) -> str | None:
+    images, objects, queries = match.cost.shape
+    fits = (
+        match.boxes.shape == (images, queries, 4)
+        and match.objects.shape == (images, objects, 4)
+        and match.units.shape == (images, 2)
+        and match.usable.shape == (images, queries)
+        and match.valid.shape == (images, objects)
+    )
+    if not fits:
+        return "shapes that do not fit"
+    return None if match.iou in COSTS else f"a cost of {match.iou!r}"
 
 
 def match(match: Match) -> tuple[Tensor, ...]:
@@ -151,7 +166,7 @@ def _pair_cost(match: PairCostMatch) -> Tensor:
     cost = match.cost.contiguous()
     images, objects, queries = cost.shape
     read = (match.boxes, match.objects, match.units, match.usable, match.valid)
-    places = [x.expand(images, *x.shape[1:]).contiguous() for x in read]
+    places = [x.contiguous() for x in read]
     arguments = _PairCost(
         *map(pointer, (*places, cost)), images, objects, queries, match.iou == "giou",
         match.l1_weight, match.iou_weight, match.limit,

@@ -14,28 +14,26 @@ static void pair_cost(const PairCost& a, int64_t row) {
   const float *boxes = a.boxes + 4 * image * a.queries, *truth = a.truth + 4 * row;
   const uint8_t* usable = a.usable + image * a.queries;
   const float height = a.units[2 * image], width = a.units[2 * image + 1], by_distance = a.l1_weight, by_overlap = a.iou_weight;
-  const float t1 = within(truth[0]), u1 = within(truth[1]), t2 = within(truth[2]), u2 = within(truth[3]);
+  const float t1 = truth[0], u1 = truth[1], t2 = truth[2], u2 = truth[3];
   const float limit = a.limit;
   const bool hull = a.hull;
   for (int64_t first = 0; first < a.queries; first += QUERIES) {
     const int64_t n = a.queries - first < QUERIES ? a.queries - first : QUERIES;
     float side[4][QUERIES] = {};
-    for (int64_t i = 0; i < n; i++) for (int k = 0; k < 4; k++) side[k][i] = within(boxes[4 * (first + i) + k]);
+    for (int64_t i = 0; i < n; i++) for (int k = 0; k < 4; k++) side[k][i] = boxes[4 * (first + i) + k];
     float* __restrict to = cost + first;
     const uint8_t* __restrict counts = usable + first;
 #pragma omp simd
     for (int64_t i = 0; i < n; i++) {
-      const PairAxis x = pair_axis(side[0][i], side[2][i], t1, t2), y = pair_axis(side[1][i], side[3][i], u1, u2);
-      const float common = x.common_share * y.common_share;
-      const float whole = (x.pred_share * y.pred_share + x.target_share * y.target_share) - common;
-      const bool same = x.same & y.same;
-      const float iou = same ? 1.0f : smaller(common / larger(whole, LEAST_UNION), 1.0f);
-      const float hollow = (smaller(x.enclosing, y.enclosing) > 0.0f) & !same ? at_least_0(1.0f - whole) : 0.0f;
+      const PairOverlap o = pair_overlap(side[0][i], side[1][i], side[2][i], side[3][i], t1, u1, t2, u2);
+      const PairAxis &x = o.x, &y = o.y;
+      const bool has_rest = (smaller(x.enclosing, y.enclosing) > 0.0f) & !(x.same & y.same);
+      const float hollow = has_rest ? at_least_0(1.0f - o.whole) : 0.0f;
       const float turned_x = at_least_0(-x.pred) / larger(x.enclosing, SMALLEST_SIDE);
       const float turned_y = at_least_0(-y.pred) / larger(y.enclosing, SMALLEST_SIDE);
       const float across = (__builtin_fabsf(x.offset) + __builtin_fabsf(x.pred - x.target)) / width;
       const float along = (__builtin_fabsf(y.offset) + __builtin_fabsf(y.pred - y.target)) / height;
-      const float apart = hull ? (1.0f - iou) + hollow : 1.0f - iou;
+      const float apart = hull ? (1.0f - o.iou) + hollow : 1.0f - o.iou;
       const float all = to[i] + (by_distance * (across + along) + by_overlap * (apart + (turned_x + turned_y)));
       to[i] = counts[i] ? smaller(larger(all, -limit), limit) : INFINITE;
     }

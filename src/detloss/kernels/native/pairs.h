@@ -31,7 +31,8 @@ INLINE PairAxis pair_axis(float p1, float p2, float t1, float t2) {
   return a;
 }
 
-struct PairOverlap { PairAxis x, y; float iou; };
+// Both axes, the union in units of the enclosing area, IoU.
+struct PairOverlap { PairAxis x, y; float whole, iou; };
 
 // Corners of a prediction and of a target; NaN where a coordinate of the prediction is NaN.
 INLINE PairOverlap pair_overlap(float p1, float q1, float p2, float q2, float t1, float u1, float t2, float u2) {
@@ -39,8 +40,8 @@ INLINE PairOverlap pair_overlap(float p1, float q1, float p2, float q2, float t1
   o.x = pair_axis(within(p1), within(p2), within(t1), within(t2));
   o.y = pair_axis(within(q1), within(q2), within(u1), within(u2));
   const float common = o.x.common_share * o.y.common_share;
-  const float whole = (o.x.pred_share * o.y.pred_share + o.x.target_share * o.y.target_share) - common;
-  const float share = smaller(common / larger(whole, LEAST_UNION), 1.0f);
+  o.whole = (o.x.pred_share * o.y.pred_share + o.x.target_share * o.y.target_share) - common;
+  const float share = smaller(common / larger(o.whole, LEAST_UNION), 1.0f);
   const bool lost = p1 != p1 || q1 != q1 || p2 != p2 || q2 != q2;
   o.iou = lost ? __builtin_nanf("") : o.x.same && o.y.same ? 1.0f : share;
   return o;

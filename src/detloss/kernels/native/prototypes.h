@@ -8,7 +8,8 @@ struct PrototypeBuffers {
   float target[PIECE];
 };
 
-// Copies between `n` pixels from pixel `at` of a crop on (counted row by row) and `column`.
+// Calls line(place in a plane, place in the piece, length) for the lines of which the `n` pixels of a crop from pixel `at` on
+// consist.
 template <class Line> INLINE void each_line(const int64_t* crop, int64_t width, int64_t at, int64_t n, Line line) {
   const int64_t wide = crop[6] - crop[5];
   for (int64_t done = 0; done < n;) {
@@ -27,13 +28,12 @@ INLINE float row_of_piece(const Prototypes& a, const PrototypeBuffers& b, const 
   float logit[PIECE], slope[PIECE], sum = 0.0f;
   __builtin_memcpy(logit, x, sizeof logit);
   const float* __restrict target = b.target;
+  const Options plain = {0.0f, 1.0f, 1.0f, 0.0f, 1.0f, 0.0f};
 #pragma omp simd reduction(+ : sum)
   for (int64_t i = 0; i < PIECE; i++) {
-    const Parts s = parts(logit[i]);
-    const float t = target[i], no = 1.0f - t;
-    const float entropy = (t == 0.0f ? 0.0f : t * s.softplus_neg) + (t == 1.0f ? 0.0f : no * s.softplus);
-    sum += i < n ? entropy : 0.0f;
-    slope[i] = i < n ? weight * (no * s.p - t * s.q) : 0.0f;
+    const Cell c = mixed_cell<Sigmoid::FOCAL, 0>(logit[i], target[i], 1.0f, 1.0f, 1.0f, plain);
+    sum += i < n ? c.loss : 0.0f;
+    slope[i] = i < n ? weight * c.slope : 0.0f;
   }
   __builtin_memcpy(g, slope, sizeof slope);
   return sum;

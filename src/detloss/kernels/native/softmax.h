@@ -19,7 +19,8 @@ struct SoftmaxBuffers {
   int32_t bin[TILE];  // the lower of the two that a distance lies between
 };
 
-// C: number of bins where it is known to the compiler, which goes by eights, else 0 for any call. A plane has all positions of one class.
+// C: number of bins where it is known to the compiler, which goes by eights, else 0 for any call. A plane has all positions of
+// one class.
 template <int C> struct SoftmaxLoss {
   const Softmax& a;
   SoftmaxBuffers& b;
@@ -235,7 +236,7 @@ template <int C> struct SoftmaxLoss {
     if (a.weight || a.upstream) for (int c = 0; c < C; c++) e[c] = w == 0.0f ? (Eight){} : e[c];
     Eight most = e[0], total = {};
     for (int c = 1; c < C; c++) most = greater_8(most, e[c]);
-    for (int c = 0; c < C; c++) total += e[c] = exp_neg_8(most - e[c]);
+    for (int c = 0; c < C; c++) total += e[c] = exp_neg(most - e[c]);
     const Eight factor = w * a.scale / total;
     for (int c = 0; c < C; c++) e[c] *= factor;
     write_columns<C>(e, to);
