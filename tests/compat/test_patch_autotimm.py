@@ -102,7 +102,7 @@ def steady(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         ("ObjectDetector", {"reg_loss_fn": "giou"}, 5),
         ("ObjectDetector", {"detection_arch": "yolox"}, 3),
         ("YOLOXDetector", {}, 20),
-        ("InstanceSegmentor", {}, 4),
+        ("InstanceSegmentor", {}, 20),
     ],
     ids=["fcos", "fcos with GIoU", "yolox head", "yolox", "masks"],
 )

@@ -122,7 +122,7 @@ def test_ssd_trains_alike() -> None:
     compare("torchvision", ssd, step_with(1), 20)
 
 
-@pytest.mark.parametrize(("kind", "steps"), [("faster", 20), ("mask", 20), ("keypoint", 8)])
+@pytest.mark.parametrize(("kind", "steps"), [("faster", 20), ("mask", 20), ("keypoint", 20)])
 def test_rcnn_trains_alike(kind: str, steps: int) -> None:
     history = compare("torchvision", lambda: rcnn(kind), step_with(1), steps)
     assert ("loss_mask" in history[0], "loss_keypoint" in history[0]) == (kind == "mask", kind == "keypoint")
