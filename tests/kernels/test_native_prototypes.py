@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import kernel_calls as calls
 import pytest
 import torch
-from torch import Tensor
+from prototype_cases import some_masks, value_and_slopes
 
 from detloss import kernels
 from detloss.functional.prototype_masks import prototype_mask_sum
@@ -30,38 +30,12 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield asked
 
 
-def some(count: int, numbered: bool, dtype: torch.dtype = torch.float32) -> PrototypeMasks:
-    """Three images, the second without objects, of 19 x 23 pixels; crops of one pixel, of one line, of everything and between."""
-    generator = torch.Generator().manual_seed(count)
-    coefficients, prototypes = torch.randn(20, count, generator=generator), torch.randn(3, count, 19, 23, generator=generator)
-    masks = torch.randint(0, 4, (3, 19, 23), generator=generator) if numbered else torch.rand(5, 19, 23, generator=generator)
-    if not numbered:
-        masks[:, ::2] = (masks[:, ::2] > 0.5).float()
-    crops = torch.tensor([
-        [0, 0, 7, 0, 19, 0, 23, 0, 1],
-        [0, 7, 8, 3, 4, 5, 6, 1, 2],
-        [0, 8, 8, 3, 9, 5, 9, 1, 3],
-        [2, 8, 19, 2, 3, 1, 22, 2, 1],
-        [2, 19, 20, 4, 17, 6, 11, 2, 2],
-    ])  # fmt: skip
-    if not numbered:
-        crops[:, 8], crops[:, 7] = 0, torch.arange(5)
-    weight = torch.tensor([0.3, 2.0, 5.0, 0.5, 1.0])
-    return PrototypeMasks(coefficients.to(dtype), prototypes.to(dtype), masks.to(dtype), crops, weight)
-
-
-def value_and_slopes(masks: PrototypeMasks) -> list[Tensor]:
-    inputs = [x.clone().requires_grad_() for x in (masks.coefficients, masks.prototypes)]
-    total = prototype_mask_sum(PrototypeMasks(inputs[0], inputs[1], masks.masks, masks.crops, masks.weight))
-    return [total.detach(), *torch.autograd.grad(-2 * total, inputs)]
-
-
 @pytest.mark.parametrize("numbered", [True, False])
 @pytest.mark.parametrize("count", [1, 4, 9, 32])
 def test_agrees_with_float64(count: int, numbered: bool, instruction_set: str, native: list[int]) -> None:
-    found = value_and_slopes(some(count, numbered))
+    found = value_and_slopes(some_masks(count, numbered))
     assert native == [1]
-    expected = value_and_slopes(some(count, numbered, torch.float64))
+    expected = value_and_slopes(some_masks(count, numbered, torch.float64))
     assert native == [1]
     for got, want in zip(found, expected, strict=True):
         torch.testing.assert_close(got.double(), want, rtol=3e-6, atol=2e-6)
@@ -73,14 +47,14 @@ def test_the_same_bits_for_every_number_of_threads() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            found.append(value_and_slopes(some(32, True)))
+            found.append(value_and_slopes(some_masks(32, True)))
         finally:
             torch.set_num_threads(before)
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
 
 
 def test_rows_and_pixels_of_no_crop_have_no_gradient_whatever_they_hold() -> None:
-    masks = some(4, True)
+    masks = some_masks(4, True)
     masks.prototypes[1] = torch.nan
     _, by_rows, by_maps = value_and_slopes(masks)
     assert by_rows.isfinite().all() and by_maps.isfinite().all() and not by_maps[1].any()
@@ -91,7 +65,7 @@ def test_rows_and_pixels_of_no_crop_have_no_gradient_whatever_they_hold() -> Non
 
 
 def test_without_a_gradient_and_without_crops(native: list[int]) -> None:
-    masks = some(4, True)
+    masks = some_masks(4, True)
     with torch.no_grad():
         total = prototype_mask_sum(masks)
     torch.testing.assert_close(total, value_and_slopes(masks)[0])
@@ -102,7 +76,7 @@ def test_without_a_gradient_and_without_crops(native: list[int]) -> None:
 
 @pytest.mark.parametrize("again", [False, True])
 def test_one_of_the_factors_may_be_constant(again: bool) -> None:
-    masks = some(4, True)
+    masks = some_masks(4, True)
     _, *expected = value_and_slopes(masks)
     for number in (0, 1):
         inputs = [masks.coefficients.clone(), masks.prototypes.clone()]
@@ -113,12 +87,12 @@ def test_one_of_the_factors_may_be_constant(again: bool) -> None:
 
 
 def test_strided_and_low_precision_inputs() -> None:
-    masks = some(8, False)
+    masks = some_masks(8, False)
     wide = masks.prototypes.contiguous(memory_format=torch.channels_last)
     strided = PrototypeMasks(masks.coefficients.t().contiguous().t(), wide, masks.masks, masks.crops, masks.weight)
     for got, want in zip(value_and_slopes(strided), value_and_slopes(masks), strict=True):
         assert torch.equal(got, want)
-    halves = some(8, False, torch.bfloat16)
+    halves = some_masks(8, False, torch.bfloat16)
     exact = PrototypeMasks(halves.coefficients.float(), halves.prototypes.float(), halves.masks, halves.crops, halves.weight)
     for got, want in zip(value_and_slopes(halves), value_and_slopes(exact), strict=True):
         torch.testing.assert_close(got.float(), want, rtol=8e-3, atol=1e-6)

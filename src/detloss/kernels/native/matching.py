@@ -8,18 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from detloss.kernels.match_checks import refuses_match
 from detloss.kernels.matches import MATCH_OPS, AlignedMatch, ATSSMatch, Match, MaxIoUMatch, PairCostMatch
 from detloss.kernels.native import aligned
-from detloss.kernels.native.arguments import TYPES, fresh, pointer
+from detloss.kernels.native.arguments import fresh, pointer
 from detloss.kernels.native.library import library
 
 __all__ = ["OPS", "match", "refuses"]
 
 OPS = MATCH_OPS
-TAKEN = (torch.float32, torch.bool, torch.int64)
-COSTS = ("iou", "giou")
-MOST_CANDIDATES = 1024  # they are kept in order by insertion
-MOST_PRIORS = 2**31 - 64  # numbers of priors are kept in 32 bits
 
 
 class _MaxIoU(ctypes.Structure):
@@ -56,62 +53,8 @@ class _PairCost(ctypes.Structure):
 
 
 def refuses(match: Match) -> str | None:
-    """Why a match is not taken: other tensors than fp32, bool and int64 on the CPU, shapes, too many priors or candidates."""
-    scores = getattr(match, "scores", None)
-    for tensor in (match.pred, *match.tensors()):
-        if tensor.device.type != "cpu":
-            return f"input on {tensor.device.type!r}"
-        low_precision = tensor is scores and tensor.dtype in TYPES
-        if tensor.dtype not in TAKEN and not low_precision:
-            return f"{str(tensor.dtype).removeprefix('torch.')} input"
-    if isinstance(match, PairCostMatch):
-        return _refuses_costs(match)
-    if not (_aligned_fits(match) if isinstance(match, AlignedMatch) else _anchors_fit(match)):
-        return "shapes that do not fit"
-    if getattr(match, "topk", 0) > MOST_CANDIDATES:
-        return f"more than {MOST_CANDIDATES} candidates"
-    return "more than 2^31 priors" if match.pred.shape[-2] > MOST_PRIORS else None
-
-
-def _anchors_fit(match: MaxIoUMatch | ATSSMatch) -> bool:
-    """Whether anchors, what is valid of them, and objects have the shapes that the library reads."""
-    (images, objects), priors = match.present.shape, match.boxes.shape[-2]
-    if match.objects.shape != (images, objects, 4):
-        return False
-    shared = ((), (1,)) if isinstance(match, MaxIoUMatch) else ()
-    leading = {(images,), *shared}
-    if match.boxes.shape != (priors, 4) and (match.boxes.shape[-1] != 4 or match.boxes.shape[:-2] not in leading):
-        return False
-    if match.valid is not None and (match.valid.shape[-1:] != (priors,) or match.valid.shape[:-1] not in leading):
-        return False
-    return isinstance(match, MaxIoUMatch) or (sum(match.counts) == priors and min(match.counts) >= 0)
-
-
-def _aligned_fits(match: AlignedMatch) -> bool:
-    """Whether priors, predictions and objects have the shapes that the library reads."""
-    images, priors, _ = match.scores.shape
-    rows = len(match.labels)
-    return (
-        match.boxes.shape == (images, priors, 4)
-        and match.valid.shape == (images, priors)
-        and match.xy.shape in ((priors, 2), (images, priors, 2))
-        and match.region.shape == match.objects.shape == (rows, 4)
-        and rows % images == 0
-    )
-
-
-def _refuses_costs(match: PairCostMatch) -> str | None:
-    images, objects, queries = match.cost.shape
-    fits = (
-        match.boxes.shape == (images, queries, 4)
-        and match.objects.shape == (images, objects, 4)
-        and match.units.shape == (images, 2)
-        and match.usable.shape == (images, queries)
-        and match.valid.shape == (images, objects)
-    )
-    if not fits:
-        return "shapes that do not fit"
-    return None if match.iou in COSTS else f"a cost of {match.iou!r}"
+    """Why a match is not taken; see :func:`refuses_match`."""
+    return refuses_match(match, "cpu")
 
 
 def match(match: Match) -> tuple[Tensor, ...]:

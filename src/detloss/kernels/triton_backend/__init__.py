@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call, Request
+from detloss.kernels.match_checks import refuses_match
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
 from detloss.kernels.prototypes import PrototypeMasks
@@ -20,6 +21,8 @@ __all__ = ["BACKEND", "Triton"]
 _FAMILIES: dict[str, ModuleType] = {
     op: family for family in (sigmoid, softmax, divergence, distribution, coordinates, boxes) for op in family.OPS
 }
+
+_MATCHES: dict[str, ModuleType] = {}  # by operation; a module has OPS and match(match)
 
 
 def _interpreted() -> bool:
@@ -34,7 +37,7 @@ class Triton:
     """
 
     name = "triton"
-    ops = frozenset(_FAMILIES)
+    ops = frozenset(_FAMILIES) | frozenset(_MATCHES)
 
     def unavailable(self) -> str | None:
         """Why there is nothing to run on, or ``None``."""
@@ -45,6 +48,8 @@ class Triton:
         kind = call.pred.device.type
         if kind != ("cpu" if _interpreted() else "cuda"):
             return f"the triton kernels run on CUDA, not on {kind!r}"
+        if isinstance(call, Match) and call.op in _MATCHES:
+            return refuses_match(call, kind)
         family = _FAMILIES.get(call.op) if isinstance(call, Call) else None
         return f"{call.op} has no triton kernel" if family is None else family.refuses(call)
 
@@ -72,8 +77,9 @@ class Triton:
         return rescaled(grad, upstream, in_place)
 
     def match(self, match: Match) -> tuple[Tensor, ...]:
-        """No rule has a kernel; :meth:`refuses` says so before."""
-        raise NotImplementedError(f"{match.op} has no triton kernel")
+        """The assignment that a rule finds."""
+        found: tuple[Tensor, ...] = _MATCHES[match.op].match(match)
+        return found
 
     def means(self, means: BinMeans) -> Tensor:
         """No kernel, as for :meth:`match`."""
