@@ -5,10 +5,14 @@ from __future__ import annotations
 import kernel_calls
 import pytest
 import torch
+from prototype_cases import some_masks, value_and_slopes
 
 import detloss
 from detloss import functional as F
+from detloss.criteria.distances import expected_distance
 from detloss.kernels.contract import Call
+from detloss.kernels.means import BinMeans
+from detloss.kernels.prototypes import PrototypeMasks
 
 pytest.importorskip("triton", reason="the kernels are written in Triton: install triton")
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -65,3 +69,77 @@ def test_capture_in_a_graph() -> None:
     graph.replay()
     expected, expected_grad = BACKEND.total(call, 1.0, divisor, True, True)
     assert torch.equal(total, expected) and torch.equal(grad, expected_grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(("shape", "dim"), [((5, 64), -1), ((64,), 0), ((8, 6), 0), ((3, 68, 70, 90), 1), ((2, 400, 99), 1)])
+def test_means_of_bins(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
+    logits = (torch.randn(shape, device="cuda") * 4).to(dtype)
+    assert detloss.kernels.backend("expected_distance", logits).name == "triton"
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = expected_distance(logits, dim)
+        if logits.ndim == 4:
+            wide = logits.contiguous(memory_format=torch.channels_last)
+            torch.testing.assert_close(expected_distance(wide, dim), found, rtol=2e-6, atol=1e-6)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    shares = logits.double().unflatten(dim, (4, -1)).softmax(dim % logits.ndim + 1).movedim(dim % logits.ndim + 1, -1)
+    expected = (shares * torch.arange(shares.shape[-1], device="cuda")).sum(-1)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=1e-6)
+
+
+def test_means_in_a_graph() -> None:
+    from detloss.kernels.triton_backend import BACKEND
+
+    logits = torch.randn(2, 4, 17, 300, device="cuda")
+    BACKEND.means(BinMeans(logits))
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        means = BACKEND.means(BinMeans(logits))
+    logits.copy_(torch.randn_like(logits))
+    graph.replay()
+    assert torch.equal(means, BACKEND.means(BinMeans(logits)))
+
+
+def on_the_gpu(masks: PrototypeMasks, dtype: torch.dtype = torch.float32) -> PrototypeMasks:
+    """The masks on the GPU, their crops on the CPU as they are."""
+    parts = (x.to("cuda", dtype) for x in (masks.coefficients, masks.prototypes, masks.masks))
+    return PrototypeMasks(*parts, masks.crops, masks.weight.cuda())
+
+
+@pytest.mark.parametrize("numbered", [True, False])
+@pytest.mark.parametrize("count", [1, 4, 9, 32, 100, 256])
+def test_masks_of_prototypes(count: int, numbered: bool) -> None:
+    masks = some_masks(count, numbered)
+    masks.coefficients.div_(count**0.5)
+    given = on_the_gpu(masks)
+    assert detloss.kernels.backend("prototype_masks", given.coefficients).name == "triton"
+    value_and_slopes(given)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found, again = value_and_slopes(given), value_and_slopes(given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = value_and_slopes(on_the_gpu(masks, torch.float64))
+    for got, same, want in zip(found, again, expected, strict=True):
+        assert torch.equal(got, same)
+        torch.testing.assert_close(got.double(), want, rtol=4e-6, atol=4e-6)
+
+
+def test_masks_of_many_objects() -> None:
+    objects, rows, side = 60, 900, 160
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.randint(0, side + 1, (2, objects, 2), generator=generator).sort(0).values
+    first = torch.arange(objects) * 15
+    image = torch.arange(objects) // 20
+    y1, x1, y2, x2 = *corners[0].unbind(1), *corners[1].unbind(1)
+    crops = torch.stack((image, first, first + 15, y1, y2, x1, x2, image, torch.arange(objects) % 20 + 1), 1)
+    truth = torch.randint(0, 21, (4, side, side), generator=generator)
+    coefficients, prototypes = torch.randn(rows, 32, generator=generator), torch.randn(4, 32, side, side, generator=generator)
+    masks = PrototypeMasks(coefficients / 6, prototypes, truth, crops, torch.rand(objects, generator=generator))
+    found = value_and_slopes(on_the_gpu(masks))
+    for got, want in zip(found, value_and_slopes(on_the_gpu(masks, torch.float64)), strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=4e-6, atol=4e-6 * float(want.abs().max()))
+    assert not found[2][3].any()

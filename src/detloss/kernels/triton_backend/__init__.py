@@ -13,7 +13,7 @@ from detloss.kernels.match_checks import refuses_match
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
 from detloss.kernels.prototypes import PrototypeMasks
-from detloss.kernels.triton_backend import boxes, coordinates, distribution, divergence, sigmoid, softmax
+from detloss.kernels.triton_backend import boxes, coordinates, distribution, divergence, expectation, prototypes, sigmoid, softmax
 from detloss.kernels.triton_backend.sums import finished, rescaled
 
 __all__ = ["BACKEND", "Triton"]
@@ -37,7 +37,7 @@ class Triton:
     """
 
     name = "triton"
-    ops = frozenset(_FAMILIES) | frozenset(_MATCHES)
+    ops = frozenset(_FAMILIES) | frozenset(_MATCHES) | expectation.OPS | prototypes.OPS
 
     def unavailable(self) -> str | None:
         """Why there is nothing to run on, or ``None``."""
@@ -50,6 +50,10 @@ class Triton:
             return f"the triton kernels run on CUDA, not on {kind!r}"
         if isinstance(call, Match) and call.op in _MATCHES:
             return refuses_match(call, kind)
+        if isinstance(call, BinMeans):
+            return expectation.refuses(call)
+        if isinstance(call, PrototypeMasks):
+            return prototypes.refuses(call)
         family = _FAMILIES.get(call.op) if isinstance(call, Call) else None
         return f"{call.op} has no triton kernel" if family is None else family.refuses(call)
 
@@ -82,12 +86,12 @@ class Triton:
         return found
 
     def means(self, means: BinMeans) -> Tensor:
-        """No kernel, as for :meth:`match`."""
-        raise NotImplementedError(f"{means.op} has no triton kernel")
+        """The means of bins."""
+        return expectation.run(means)
 
     def masks(self, masks: PrototypeMasks, need_grad: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """No kernel, as for :meth:`match`."""
-        raise NotImplementedError(f"{masks.op} has no triton kernel")
+        """The cross entropy of masks from prototypes."""
+        return prototypes.run(masks, need_grad)
 
 
 BACKEND = Triton()
