@@ -23,11 +23,23 @@ runtime = pytest.importorskip("triton.runtime.jit")
 compiler = pytest.importorskip("triton.compiler")
 targets = pytest.importorskip("triton.backends.compiler")
 NVIDIA = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.int64: "*i64"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+INEXACT = re.compile(r"\b(?:fma\.|div\.full|(?:div|sqrt|rcp)\.approx|\w+\.[\w.]*ftz)\S*")
+LAUNCHES = {"task alignment": 6, "task alignment of IoU bf16": 5}  # of kernels, for the one part that the objects make up
+INTERPRETED = sorted(path.name for path in Path(__file__).parent.glob("in*_*.py") if path.name.startswith(("in_the", "interpreter")))
 
 
 @pytest.mark.slow
-def test_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("name", INTERPRETED)
+def test_kernels_in_the_interpreter(name: str) -> None:
     """Triton chooses between compiling and interpreting when it is imported, so this takes a process of its own."""
     tests = Path(__file__).parents[1]
     environment = os.environ | {
@@ -36,7 +48,7 @@ def test_kernels_in_the_interpreter() -> None:
         "PYTHONPATH": os.pathsep.join([str(Path(detloss.__file__).parents[1]), str(tests)]),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-o", "addopts=", "-x"]
-    file = str(Path(__file__).with_name("in_the_interpreter.py"))
+    file = str(Path(__file__).with_name(name))
     done = subprocess.run([*command, file], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
@@ -66,7 +78,8 @@ def compiled(kernel: Any, arguments: dict[str, Any], capability: int) -> Any:
         if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = compiler.ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=targets.GPUTarget("cuda", capability, 32))
+    options = {name: value for name, value in arguments.items() if name not in kernel.arg_names}
+    return triton.compile(source, target=targets.GPUTarget("cuda", capability, 32), options=options)
 
 
 def resources(binary: bytes, folder: Path) -> dict[str, int]:
@@ -111,7 +124,23 @@ def usual_calls() -> dict[str, Callable[[], object]]:
         boxes = torch.empty(64, 4)
         add(op, Call(op, boxes, target=boxes, weight=torch.empty(64), numbers=(1e-6, 0.0, extra)))
     calls["rescale"] = lambda: BACKEND.rescale(rows, torch.ones(()), True)
-    return calls
+    return calls | usual_matches()
+
+
+def usual_matches() -> dict[str, Callable[[], object]]:
+    """The matches of detectors: 2 images, 3 objects each, 70 priors or queries."""
+    from detloss.kernels.matches import AlignedMatch, PairCostMatch
+    from detloss.kernels.triton_backend import BACKEND
+
+    boxes, objects, yes = torch.zeros(2, 70, 4), torch.zeros(2, 3, 4), torch.ones(2, 70, dtype=torch.bool)
+    rows, labels, scores = objects.flatten(0, 1), torch.zeros(6, dtype=torch.int64), torch.zeros(2, 70, 5)
+    given = boxes[0, :, :2], yes, rows, rows, labels
+    complete = AlignedMatch(boxes, scores, *given, 10, 0.5, 6.0, "ciou", 1e-9, 2**20)
+    plain = AlignedMatch(boxes, scores.bfloat16(), *given, 13, 1.0, 6.0, "iou", 1e-9, 2**20)
+    costs = [PairCostMatch(boxes, objects, boxes[:, 0, :2], yes, yes[:, :3], torch.zeros(2, 3, 70), 5.0, 2.0, iou, 1e30)
+             for iou in ("giou", "iou")]  # fmt: skip
+    matches = {"task alignment": complete, "task alignment of IoU bf16": plain, "costs": costs[0], "costs of IoU": costs[1]}
+    return {name: lambda match=match: BACKEND.match(match) for name, match in matches.items()}  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("capability", [80, 90])
@@ -127,13 +156,16 @@ def test_kernels_compile_ahead_of_time_without_spilling(capability: int, tmp_pat
     for name, call in usual_calls().items():
         recorder.launches.clear()
         call()
-        assert len(recorder.launches) <= 2, "one kernel for loss and gradient, one for the total"
+        assert len(recorder.launches) <= LAUNCHES.get(name, 2), "one kernel for loss and gradient, one for the total"
         for kernel, arguments in recorder.launches:
             if kernel.__name__ == "finish" and "finish" in done:
                 continue
             done.add(kernel.__name__)
-            used = resources(compiled(kernel, arguments, capability).asm["cubin"], tmp_path)
+            code = compiled(kernel, arguments, capability).asm
+            used = resources(code["cubin"], tmp_path)
             print(f"sm_{capability} {name}: {kernel.__name__} {used}")
+            if arguments.get("enable_fp_fusion") is False:
+                assert not INEXACT.findall(code["ptx"]), f"{name}: a kernel that decides rounds as torch does"
             assert used["STACK"] == used["LOCAL"] == 0 and used["REG"] <= 128, f"{name}: {used}"
 
 

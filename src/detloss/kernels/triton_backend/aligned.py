@@ -24,7 +24,7 @@ OPS = frozenset({AlignedMatch.op})
 LANES = 64  # a multiple of the numbers of a vector register: on the CPU ATen rounds some functions otherwise in what is left over
 IN_CACHE = 2**15  # numbers that torch deals with at a time on the CPU, where it gives each thread a range of more of them
 PAIR_BLOCK, CHOICE_BLOCK, FLAT_BLOCK = 256, 1024, 1024
-CLAIM_ROWS, CLAIM_BLOCK = 16, 64
+CLAIM_ROWS, CLAIM_BLOCK = 16, 32
 
 
 class _State(NamedTuple):
