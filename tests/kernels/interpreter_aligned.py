@@ -170,6 +170,15 @@ def test_costs(iou: Any, softmax: bool, scale: float, small_blocks: None, surrou
         assert torch.equal(found, want) and bool(found.isfinite().any()) and bool(found.isinf().any())
 
 
+def test_costs_of_boxes_and_objects_on_one_line(surroundings: list[str]) -> None:
+    boxes = torch.tensor([[[0.0, 0, 0, 4], [0, 2, 0, 8], [2, 0, 0, 0], [0, 0, 3, 3], [1, 1, 1, 1]]])
+    given = [{"boxes": boxes[0, [0, 1, 4]], "labels": torch.zeros(3, dtype=torch.long)}]
+    inputs = pad_targets(given, boxes, 2), torch.zeros(1, 5, 3), boxes, torch.ones(1, 2)
+    expected = HungarianAssigner()._costs(*inputs)
+    with kernels.use("triton"):
+        assert torch.equal(HungarianAssigner()._costs(*inputs), expected) and surroundings == ["pair_cost"]
+
+
 def test_costs_take_the_memory_of_those_of_the_classes_and_stay_nan() -> None:
     boxes, yes = torch.tensor([[[0.0, 0, 1, 1], [0, 0, 2, 2]]]), torch.ones(1, 2).bool()
     cost = torch.tensor([[[1.0, torch.nan]]])

@@ -63,7 +63,8 @@ def claim_priors(
     """Takes the objects ``first`` … ``last`` − 1 into account, for an image and BLOCK of its priors, ROWS objects at a time.
 
     ``whole [B · P, 3]``: number of objects that chose the prior, the last of them, and its rival: the one of the largest overlap
-    of all that contain the prior, the first among equals. ``real [B · P, 4]``: overlap and metric of the last one and of the rival.
+    of all that contain the prior, the first among equals. ``real [B · P, 4]``: overlap and metric of the last one, then of the
+    rival.
     """
     blocks, size = tl.cdiv(priors, BLOCK), size.to(tl.int64)
     image = first // per_image + (tl.program_id(0) // blocks).to(tl.int64)

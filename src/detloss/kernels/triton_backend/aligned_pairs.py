@@ -1,8 +1,8 @@
 """What of the alignment of an object and a prior takes no function but arithmetic: kernels over dense columns of pairs.
 
 A column holds one number for each of n objects and P priors, P padded. The columns are logit, overlap (−1 for what is no pair)
-and, for ``"iou"``, overlap^beta; for ``"ciou"`` the third one is first the distance of the centres, and there are four more: width
-and height of the object, then those of the prediction.
+and overlap^beta. For ``"ciou"`` the third one is first the distance of the centres, and four more hold width and height of the
+object, then of the prediction.
 """
 
 from __future__ import annotations
