@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from detloss.assigners import Assigner, ATSSAssigner, MaxIoUAssigner, TaskAlignedAssigner
+from detloss.assigners.aligned import AlignedRule, Problem
 from detloss.geometry import Anchors, grid_points
 from detloss.types import Assignment
 
@@ -107,6 +108,31 @@ def aligned_case(draw: random.Random) -> Case:
         memory_budget=draw.choice([2**26, 2**12, 2**16]),
     )
     return assigner, (POINTS, targets, logits, boxes)
+
+
+def aligned_problem(draw: random.Random) -> tuple[Problem, AlignedRule]:
+    """A small problem where most priors are inside several objects, whose boxes many predictions come near or hit."""
+    images, count, priors, classes = draw.choice([1, 2, 3]), draw.choice([1, 3, 7]), draw.choice([1, 63, 64, 130]), 3
+    whole = draw.random() < 0.5
+    xy = torch.rand(*([images] if draw.random() < 0.5 else []), priors, 2) * 64
+    objects = some_boxes(images, count, whole=whole, size=30, side=60)
+    if draw.random() < 0.5:
+        objects[:, -1] = objects[:, 0]
+    noise = torch.randn(images, priors, 4) * draw.choice([0, 2, 8])
+    boxes = objects[torch.arange(images)[:, None], torch.randint(count, (images, priors))] + (noise.round() if whole else noise)
+    logits = torch.randn(images, priors, classes) * 3
+    logits = (logits.round() if whole else logits).to(draw.choice([torch.float32, torch.bfloat16, torch.float16]))
+    if draw.random() < 0.3:
+        boxes[torch.rand(images, priors) < 0.1, draw.randrange(4)] = draw.choice(ODD)
+        logits[torch.rand(images, priors) < 0.1] = draw.choice([torch.nan, torch.inf, -torch.inf])
+    region = torch.where(torch.rand(images, count, 1) < 0.2, torch.nan, objects + torch.tensor([-4.0, -4, 4, 4]))
+    valid, labels = torch.rand(images, priors) < 0.9, torch.randint(-classes, classes, (images * count,))
+    scores = logits.transpose(0, 1).contiguous().transpose(0, 1) if draw.random() < 0.3 else logits
+    rule = AlignedRule(
+        draw.choice([1, 3, 10, 200]), draw.choice([0.0, 0.5, 1.0, 1.3]), draw.choice([0.0, 1.0, 2.0, 6.0, 4.5]),
+        draw.choice(["iou", "ciou"]), draw.choice([1e-9, 0.1]), 2**26,
+    )  # fmt: skip
+    return Problem(xy, valid, region.flatten(0, 1), objects.flatten(0, 1), labels, scores, boxes), rule
 
 
 CASES: dict[str, Callable[[random.Random], Case]] = {

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+from typing import Any
+
 import kernel_calls
 import pytest
 import torch
+from match_cases import CLASSES, aligned_problem, some_queries
 from prototype_cases import some_masks, value_and_slopes
 
 import detloss
 from detloss import functional as F
+from detloss.assigners import HungarianAssigner, pad_targets
+from detloss.assigners.aligned import Problem, _by_parts, _match
 from detloss.criteria.distances import expected_distance
 from detloss.kernels.contract import Call
 from detloss.kernels.means import BinMeans
@@ -143,3 +150,72 @@ def test_masks_of_many_objects() -> None:
     for got, want in zip(found, value_and_slopes(on_the_gpu(masks, torch.float64)), strict=True):
         torch.testing.assert_close(got.double(), want, rtol=4e-6, atol=4e-6 * float(want.abs().max()))
     assert not found[2][3].any()
+
+
+def without_waiting(match: Any) -> tuple[torch.Tensor, ...]:
+    """What the kernels find, once compiled, where a wait of the host is an error."""
+    from detloss.kernels.triton_backend import BACKEND
+
+    assert BACKEND.refuses(match) is None
+    BACKEND.match(replace(match, cost=match.cost.clone()) if match.op == "pair_cost" else match)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        return BACKEND.match(match)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_task_alignment_is_that_of_torch(seed: int) -> None:
+    torch.manual_seed(seed)
+    problem, rule = aligned_problem(random.Random(seed))
+    problem = Problem(*(x.cuda() for x in problem))
+    match = replace(_match(problem, rule), memory=(2**26, 1, 2**13, 2**14)[seed % 4])
+    for found, expected in zip(without_waiting(match), _by_parts(problem, rule), strict=True):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
+
+
+def test_task_alignment_of_many_priors_and_its_capture() -> None:
+    from detloss.kernels.triton_backend import BACKEND
+
+    torch.manual_seed(0)
+    problem, rule = aligned_problem(random.Random(3))
+    images, priors = 4, 8400
+    xy, centre = torch.rand(priors, 2) * 640, torch.rand(images * 30, 2) * 640
+    objects = torch.cat((centre, centre + 20 + torch.rand(images * 30, 2) * 200), dim=1)
+    boxes = torch.cat((xy - torch.rand(priors, 2) * 80, xy + torch.rand(priors, 2) * 80), dim=1).expand(images, -1, -1)
+    labels, scores = torch.randint(80, (images * 30,)), torch.randn(images, priors, 80, dtype=torch.bfloat16)
+    valid = torch.ones(images, priors, dtype=torch.bool)
+    problem = Problem(*(x.cuda() for x in (xy, valid, objects, objects, labels, scores, boxes)))
+    for iou in ("ciou", "iou"):
+        match = _match(problem, rule._replace(iou=iou, topk=10))
+        expected = _by_parts(problem, rule._replace(iou=iou, topk=10))
+        assert all(torch.equal(found, want) for found, want in zip(without_waiting(match), expected, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        index, quality = BACKEND.match(match)
+    graph.replay()
+    assert torch.equal(index, expected[0]) and torch.equal(quality, expected[1]) and bool((index >= 0).any())
+
+
+@pytest.mark.parametrize("scale", [1.0, 640.0, 1e-6, 1e20])
+@pytest.mark.parametrize(("iou", "softmax"), [("giou", True), ("giou", False), ("iou", False)])
+def test_costs_are_those_of_torch(iou: Any, softmax: bool, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detloss.kernels.triton_backend import Triton
+
+    torch.manual_seed(0)
+    match, given = Triton.match, []
+    monkeypatch.setattr(
+        Triton, "match", lambda self, x: (given.append(replace(x, cost=x.cost.clone())), match(self, x))[1]
+    )  # fmt: skip
+    assigner = HungarianAssigner("softmax" if softmax else "focal", 2.0, 5.0, 3.0, iou)
+    targets, scores, boxes = some_queries(3, 300, 9, softmax, scale)
+    targets = [{name: value.cuda() for name, value in target.items()} for target in targets]
+    scores, boxes, sizes = scores.cuda(), boxes.cuda(), torch.tensor([scale * 1.5, scale]).expand(3, 2).cuda()
+    padded = pad_targets(targets, boxes, CLASSES)
+    found = assigner._costs(padded, scores, boxes, sizes)
+    (asked,) = given
+    assert torch.equal(without_waiting(asked)[0], found)
+    with detloss.kernels.use("reference"):
+        assert torch.equal(found, assigner._costs(padded, scores, boxes, sizes))

@@ -13,7 +13,18 @@ from detloss.kernels.match_checks import refuses_match
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
 from detloss.kernels.prototypes import PrototypeMasks
-from detloss.kernels.triton_backend import boxes, coordinates, distribution, divergence, expectation, prototypes, sigmoid, softmax
+from detloss.kernels.triton_backend import (
+    aligned,
+    boxes,
+    coordinates,
+    distribution,
+    divergence,
+    expectation,
+    pair_cost,
+    prototypes,
+    sigmoid,
+    softmax,
+)
 from detloss.kernels.triton_backend.sums import finished, rescaled
 
 __all__ = ["BACKEND", "Triton"]
@@ -22,7 +33,9 @@ _FAMILIES: dict[str, ModuleType] = {
     op: family for family in (sigmoid, softmax, divergence, distribution, coordinates, boxes) for op in family.OPS
 }
 
-_MATCHES: dict[str, ModuleType] = {}  # by operation; a module has OPS and match(match)
+_MATCHES: dict[str, ModuleType] = {  # by operation; a module has OPS and match(match)
+    op: rule for rule in (aligned, pair_cost) for op in rule.OPS
+}
 
 
 def _interpreted() -> bool:
