@@ -38,6 +38,7 @@ POINTERS = {
 }
 INEXACT = re.compile(r"\b(?:fma\.|div\.full|(?:div|sqrt|rcp)\.approx|\w+\.[\w.]*ftz)\S*")
 LAUNCHES = {"task alignment": 6, "task alignment of IoU bf16": 5}  # of kernels, for the one part that the objects make up
+LAUNCHES |= {"atss": 5, "atss of proposals": 5, "atss of many candidates": 4, "atss of one object": 3}  # one a level, and two
 REGISTERS = {"prototype_maps": 192}  # a thread, where it is more than 128
 INTERPRETED = ["in_the_interpreter.py", *sorted(path.name for path in HERE.glob("interpreter_*.py"))]
 
@@ -150,7 +151,29 @@ def usual_calls() -> dict[str, Callable[[], object]]:
     calls["masks of bool"] = partial(BACKEND.masks, replace(soft, masks=soft.masks.bool()), True)
     calls["masks of bytes"] = partial(BACKEND.masks, replace(numbered, masks=numbered.masks.byte()), True)
     calls["rescale"] = lambda: BACKEND.rescale(rows, torch.ones(()), True)
-    return calls | usual_matches()
+    return calls | usual_matches() | matches_of_anchors()
+
+
+def matches_of_anchors() -> dict[str, Callable[[], object]]:
+    """Matches with 3 and 5 objects of 2 images, and with one of one: launches have other constants."""
+    from detloss.kernels.matches import ATSSMatch, Match, MaxIoUMatch
+    from detloss.kernels.triton_backend import BACKEND
+
+    anchors, objects, present = torch.zeros(300, 4), torch.zeros(2, 5, 4), torch.ones(2, 5, dtype=torch.bool)
+    per_image, valid = torch.zeros(2, 300, 4), torch.ones(2, 300, dtype=torch.bool)
+    one = torch.zeros(1, 1, 4), torch.ones(1, 1, dtype=torch.bool)
+    iou_rule, levels = (0.5, (0.0, 0.4), 0.0), ((200, 80, 20), 9, 0.01)
+    matches: dict[str, Match] = {
+        "max iou": MaxIoUMatch(anchors, None, objects, present, *iou_rule, True, True),
+        "max iou of proposals": MaxIoUMatch(per_image, valid, objects, present, 0.5, (0.1, 0.5), 0.3, True, False),
+        "max iou without claims": MaxIoUMatch(anchors, valid[:1], objects[:, :3], present[:, :3], *iou_rule, False, False),
+        "max iou of one object": MaxIoUMatch(anchors, None, *one, *iou_rule, True, True),
+        "atss": ATSSMatch(anchors, None, objects, present, *levels, 2**20),
+        "atss of proposals": ATSSMatch(per_image, valid, objects, present, *levels, 2**20),
+        "atss of one object": ATSSMatch(anchors[:200], None, *one, (200,), 1, 0.01, 2**20),
+        "atss of many candidates": ATSSMatch(per_image, valid, objects, present, (150, 150), 64, 0.01, 2**20),
+    }
+    return {name: partial(BACKEND.match, match) for name, match in matches.items()}
 
 
 def usual_matches() -> dict[str, Callable[[], object]]:

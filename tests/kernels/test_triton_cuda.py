@@ -9,7 +9,7 @@ from typing import Any
 import kernel_calls
 import pytest
 import torch
-from match_cases import CLASSES, aligned_problem, some_queries
+from match_cases import CLASSES, aligned_problem, atss_case, check_same, max_iou_case, some_queries
 from prototype_cases import some_masks, value_and_slopes
 
 import detloss
@@ -17,6 +17,7 @@ from detloss import functional as F
 from detloss.assigners import HungarianAssigner, pad_targets
 from detloss.assigners.aligned import Problem, _by_parts, _match
 from detloss.criteria.distances import expected_distance
+from detloss.geometry import Anchors
 from detloss.kernels.contract import Call
 from detloss.kernels.means import BinMeans
 from detloss.kernels.prototypes import PrototypeMasks
@@ -219,3 +220,23 @@ def test_costs_are_those_of_torch(iou: Any, softmax: bool, scale: float, monkeyp
     assert torch.equal(without_waiting(asked)[0], found)
     with detloss.kernels.use("reference"):
         assert torch.equal(found, assigner._costs(padded, scores, boxes, sizes))
+
+
+@pytest.mark.parametrize("name", ["max_iou", "atss"])
+@pytest.mark.parametrize("seed", range(40))
+def test_anchors_are_matched_as_by_torch(name: str, seed: int) -> None:
+    from detloss.kernels.triton_backend import BACKEND
+
+    torch.manual_seed(seed)
+    assigner, (anchors, targets) = {"max_iou": max_iou_case, "atss": atss_case}[name](random.Random(seed))
+    valid = None if anchors.valid is None else anchors.valid.cuda()
+    anchors = Anchors.of(anchors.boxes.cuda(), anchors.counts, valid=valid)
+    targets = [{key: value.cuda() for key, value in target.items()} for target in targets]
+    match = assigner._match(anchors, pad_targets(targets, anchors.boxes))
+    refused = BACKEND.refuses(match)
+    assert (refused is None) == (getattr(match, "topk", 0) <= 64)
+    if refused is None:
+        without_waiting(match)
+    found = assigner(anchors, targets)
+    with detloss.kernels.use("reference"):
+        check_same(found, assigner(anchors, targets))

@@ -10,16 +10,18 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call, Request
 from detloss.kernels.match_checks import refuses_match
-from detloss.kernels.matches import Match
+from detloss.kernels.matches import ATSSMatch, Match
 from detloss.kernels.means import BinMeans
 from detloss.kernels.prototypes import PrototypeMasks
 from detloss.kernels.triton_backend import (
     aligned,
+    atss,
     boxes,
     coordinates,
     distribution,
     divergence,
     expectation,
+    max_iou,
     pair_cost,
     prototypes,
     sigmoid,
@@ -34,7 +36,7 @@ _FAMILIES: dict[str, ModuleType] = {
 }
 
 _MATCHES: dict[str, ModuleType] = {  # by operation; a module has OPS and match(match)
-    op: rule for rule in (aligned, pair_cost) for op in rule.OPS
+    op: rule for rule in (aligned, atss, max_iou, pair_cost) for op in rule.OPS
 }
 
 
@@ -62,7 +64,7 @@ class Triton:
         if kind != ("cpu" if _interpreted() else "cuda"):
             return f"the triton kernels run on CUDA, not on {kind!r}"
         if isinstance(call, Match) and call.op in _MATCHES:
-            return refuses_match(call, kind)
+            return refuses_match(call, kind) or (atss.refuses(call) if isinstance(call, ATSSMatch) else None)
         if isinstance(call, BinMeans):
             return expectation.refuses(call)
         if isinstance(call, PrototypeMasks):
