@@ -36,7 +36,8 @@ class TaskAlignedAssigner(Assigner):
     The defaults are those of YOLOv8; TOOD has ``topk=13, alpha=1, iou="iou", enlarge_small=False``. A prediction whose box,
     or logit of the object's class, is not finite matches nothing. Priors whose centres lie in an ignore box and that belong to
     no object count neither way. Only pairs of an object and a prior inside it are ever looked at. Their number depends on the
-    values, so the host waits for it; with ``torch.compile`` the assignment is one opaque operator, without a graph break.
+    values, so the host waits for it, but not where a kernel of the ``triton`` back-end matches; with ``torch.compile`` the
+    assignment is one opaque operator, without a graph break.
 
     Args:
         topk: priors that an object may choose.

@@ -48,7 +48,8 @@ def _interpreted() -> bool:
 class Triton:
     """Kernels on CUDA; see :class:`detloss.kernels.contract.Backend` for the methods.
 
-    Nothing here waits for the device, so calls can be captured in a CUDA graph; sums are taken in a fixed order.
+    Nothing here waits for the device, so calls can be captured in a CUDA graph, but masks, whose windows the host reads; sums
+    are taken in a fixed order.
     """
 
     name = "triton"
