@@ -22,6 +22,7 @@ PLACE_BYTES = 4  # of a candidate between the kernels
 FARTHEST = tl.constexpr(2**63 - 1)
 NUMBER = tl.constexpr(2**32 - 1)
 LAST_OBJECT = tl.constexpr(2**31 - 1)
+VARYING = ["objects", "first_object", "group", "first", "count", "k", "first_place", "candidates"]  # from call to call
 NOT_A_NUMBER = tl.constexpr(0x7FC00000)
 
 
@@ -36,7 +37,7 @@ def _centres(boxes: tl.tensor, at: tl.tensor, counts: tl.tensor) -> tl.tensor:
     return tl.where(x == x, x, float("inf")), tl.where(y == y, y, float("inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=VARYING)
 def atss_nearest(
     boxes: tl.tensor, valid: tl.tensor, truth: tl.tensor, present: tl.tensor, places: tl.tensor, priors: tl.tensor,
     objects: tl.tensor, first_object: tl.tensor, group: tl.tensor, box_step: tl.tensor, first: tl.tensor, count: tl.tensor,
@@ -118,13 +119,13 @@ def _threshold(iou: tl.tensor, usable: tl.tensor, DEPTH: tl.constexpr) -> tl.ten
     return mean + tl.sqrt_rn(tl.div_rn(_fold_sum(apart * apart, DEPTH), tl.maximum(number - 1.0, 1.0)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["objects", "first_object", "group", "candidates"])
 def atss_claim(
     boxes: tl.tensor, valid: tl.tensor, truth: tl.tensor, present: tl.tensor, places: tl.tensor, claims: tl.tensor,
     priors: tl.tensor, objects: tl.tensor, first_object: tl.tensor, group: tl.tensor, box_step: tl.tensor,
     candidates: tl.tensor, margin: tl.tensor, DEPTH: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Largest claim on every anchor, ``claims [B, P]`` int64: bits of the IoU, below them what is larger for the first object."""
+    """The largest claim on every anchor, ``claims [B, P]``: bits of the IoU above, below a number larger for earlier objects."""
     row = tl.program_id(0).to(tl.int64)
     image, object_number = row // group, first_object + row % group
     own = image * objects + object_number
@@ -146,7 +147,7 @@ def atss_claim(
         inside = (x - left > margin) & (right - x > margin) & (y - top > margin) & (bottom - y > margin)
         allowed = usable & inside & (iou >= _threshold(iou, usable, DEPTH))
         bits = tl.where(iou > 0, iou, 0.0).to(tl.int32, bitcast=True).to(tl.int64)
-        tl.atomic_max(claims + image * priors + place, (bits << 32) | (LAST_OBJECT - object_number), mask=allowed)
+        tl.atomic_max(claims + image * priors + place, (bits << 32) | (LAST_OBJECT - object_number), mask=allowed, sem="relaxed")
 
 
 @triton.jit
@@ -166,11 +167,11 @@ def _iou(
 
 
 @triton.jit
-def atss_settle(claims: tl.tensor, quality: tl.tensor, n: tl.tensor, BLOCK: tl.constexpr) -> None:
-    """From the largest claims to the objects, in place, and the IoUs of n anchors; −1 and 0 where there is no claim."""
+def atss_settle(claims: tl.tensor, index: tl.tensor, quality: tl.tensor, n: tl.tensor, BLOCK: tl.constexpr) -> None:
+    """From the largest claims to the objects and the IoUs of n anchors; −1 and 0 where there is no claim."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     claim = tl.load(claims + at, mask=at < n, other=-1)
-    tl.store(claims + at, tl.where(claim >= 0, LAST_OBJECT - (claim & NUMBER), -1), mask=at < n)
+    tl.store(index + at, tl.where(claim >= 0, LAST_OBJECT - (claim & NUMBER), -1), mask=at < n)
     iou = (claim >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     tl.store(quality + at, tl.where(claim >= 0, iou, 0.0), mask=at < n)
 
@@ -186,6 +187,7 @@ def match(match: ATSSMatch) -> tuple[Tensor, Tensor]:
     boxes, truth, present = (x.contiguous() for x in (match.boxes, match.objects, match.present))
     valid = None if match.valid is None else match.valid.contiguous()
     claims = torch.full((images, priors), -1, dtype=torch.long, device=boxes.device)
+    index = torch.empty_like(claims)
     quality = torch.empty(images, priors, dtype=torch.float32, device=boxes.device)
     found = [min(match.topk, count) for count in match.counts]
     candidates = sum(found)
@@ -201,5 +203,5 @@ def match(match: ATSSMatch) -> tuple[Tensor, Tensor]:
                 level = stop - count, count, k, last - k, candidates
                 atss_nearest[grid](*given, *part, *level, ANCHORS, triton.next_power_of_2(k), **EXACT)
         atss_claim[grid](*given, claims, *part, candidates, match.margin, depth, **EXACT)
-    atss_settle[(triton.cdiv(claims.numel(), UNPACKED),)](claims, quality, claims.numel(), UNPACKED, **EXACT)
-    return claims, quality
+    atss_settle[(triton.cdiv(claims.numel(), UNPACKED),)](claims, index, quality, claims.numel(), UNPACKED, **EXACT)
+    return index, quality

@@ -18,7 +18,7 @@ EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 PAIR_LIMIT = tl.constexpr(1e30)
 SMALLEST_SIDE = tl.constexpr(1e-12)
 LEAST_UNION = tl.constexpr(1e-6)
-LARGEST = tl.constexpr(3.40282347e38)
+LARGEST = tl.constexpr((2.0 - 2.0**-23) * 2.0**127)  # rounded up in decimals it would be a number of double precision
 
 
 @triton.jit

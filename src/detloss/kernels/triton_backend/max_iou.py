@@ -61,18 +61,18 @@ def _tile_iou(
     return tl.div_rn(common, tl.maximum((own_area[:, None] + area[None, :]) - common, SMALLEST))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["objects"])
 def max_iou_best(
-    boxes: tl.tensor, valid: tl.tensor, truth: tl.tensor, present: tl.tensor, index: tl.tensor, quality: tl.tensor,
+    boxes: tl.tensor, valid: tl.tensor, truth: tl.tensor, present: tl.tensor, whose: tl.tensor, quality: tl.tensor,
     near: tl.tensor, priors: tl.tensor, objects: tl.tensor, box_step: tl.tensor, valid_step: tl.tensor,
     ANCHORS: tl.constexpr, OBJECTS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Largest IoU of the anchors of a block, ``quality``, whose it is, ``index``, and of every object here, ``near``."""
+    """Of a block of anchors: their largest IoU, whose it is, and the largest of every object, ``near`` or ``None``."""
     image, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
     place = block * ANCHORS + tl.arange(0, ANCHORS)
     inside = place < priors
     x1, y1, x2, y2, area, _ = _anchors_of(boxes, valid, image, box_step, valid_step, place, inside)
-    top, whose = tl.zeros([ANCHORS], tl.float32), tl.zeros([ANCHORS], tl.int32)
+    top, own = tl.zeros([ANCHORS], tl.float32), tl.zeros([ANCHORS], tl.int32)
     for start in range(0, objects, OBJECTS):
         number = start + tl.arange(0, OBJECTS)
         there = number < objects
@@ -82,23 +82,23 @@ def max_iou_best(
             tl.store(here + number, tl.max(iou, 1), mask=there)
         most = tl.max(iou, 0)
         first = tl.min(tl.where(iou == most[None, :], number[:, None], NOBODY), 0)
-        whose = tl.where(most > top, first, whose)
+        own = tl.where(most > top, first, own)
         top = tl.maximum(most, top)
     tl.store(quality + image * priors + place, top, mask=inside)
-    tl.store(index + image * priors + place, whose.to(tl.int64), mask=inside)
+    tl.store(whose + image * priors + place, own, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["objects"])
 def max_iou_decide(
-    boxes: tl.tensor, valid: tl.tensor, truth: tl.tensor, present: tl.tensor, index: tl.tensor, quality: tl.tensor,
-    ignore: tl.tensor, near: tl.tensor, best: tl.tensor, some: tl.tensor, priors: tl.tensor, objects: tl.tensor,
-    box_step: tl.tensor, valid_step: tl.tensor, positive: tl.tensor, low: tl.tensor, high: tl.tensor, least: tl.tensor,
-    LAST_CLAIMS: tl.constexpr, ANCHORS: tl.constexpr, OBJECTS: tl.constexpr,
+    boxes: tl.tensor, valid: tl.tensor, truth: tl.tensor, present: tl.tensor, whose: tl.tensor, quality: tl.tensor,
+    index: tl.tensor, ignore: tl.tensor, near: tl.tensor, best: tl.tensor, some: tl.tensor, priors: tl.tensor,
+    objects: tl.tensor, box_step: tl.tensor, valid_step: tl.tensor, positive: tl.tensor, low: tl.tensor, high: tl.tensor,
+    least: tl.tensor, LAST_CLAIMS: tl.constexpr, ANCHORS: tl.constexpr, OBJECTS: tl.constexpr,
 ) -> None:  # fmt: skip
     """From the best IoUs to the assignment; ``some``: the images whose negatives ``low`` bounds, ``None``: none.
 
-    Without ``near`` no object claims anchors. The last object that claims an anchor is looked for only where the best IoU of an
-    object was found.
+    Without ``near`` no object claims anchors. With it, the last object that claims an anchor is looked for only where the
+    best IoU of an object was found.
     """
     image, block = tl.program_id(1).to(tl.int64), tl.program_id(0)
     place = block * ANCHORS + tl.arange(0, ANCHORS)
@@ -118,14 +118,19 @@ def max_iou_decide(
                 claimed = tl.where(iou == wanted[:, None], number[:, None], -1)
                 last = tl.maximum(last, tl.max(claimed, 0))
     iou = tl.load(quality + image * priors + place, mask=inside, other=0.0)
-    own = tl.load(index + image * priors + place, mask=inside, other=0)
+    own = tl.load(whose + image * priors + place, mask=inside, other=0)
     found = tl.where(iou >= positive, own, -1)
-    found = tl.where(last >= 0, last.to(tl.int64) if LAST_CLAIMS else own, found)
+    found = tl.where(last >= 0, last if LAST_CLAIMS else own, found)
     negative = usable & (iou < high)
     if some is not None:
         negative = negative & ((iou >= low) | (tl.load(some + image) == 0))
-    tl.store(index + image * priors + place, found, mask=inside)
+    tl.store(index + image * priors + place, found.to(tl.int64), mask=inside)
     tl.store(ignore + image * priors + place, (negative == 0) & (found < 0), mask=inside)
+
+
+def _step(values: Tensor | None, dimensions: int) -> int:
+    """Priors from one image to the next: 0 where all share them."""
+    return 0 if values is None or values.ndim < dimensions or len(values) == 1 else values.shape[1]
 
 
 def match(match: MaxIoUMatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,24 +138,20 @@ def match(match: MaxIoUMatch) -> tuple[Tensor, Tensor, Tensor]:
     (images, objects), priors, device = match.present.shape, match.boxes.shape[-2], match.boxes.device
     boxes, truth, present = (x.contiguous() for x in (match.boxes, match.objects, match.present))
     valid = None if match.valid is None else match.valid.contiguous()
+    whose = torch.empty(images, priors, dtype=torch.int32, device=device)
     index = torch.empty(images, priors, dtype=torch.long, device=device)
     quality = torch.empty(images, priors, dtype=torch.float32, device=device)
     ignore = torch.empty(images, priors, dtype=torch.bool, device=device)
     grid = triton.cdiv(priors, ANCHORS), images
     near = torch.empty(images, grid[0], objects, dtype=torch.float32, device=device) if match.claims else None
-    box_step = priors if boxes.ndim == 3 and len(boxes) > 1 else 0
-    valid_step = priors if valid is not None and valid.ndim == 2 and len(valid) > 1 else 0
-    given, sizes, tile = (
-        (boxes, valid, truth, present, index, quality),
-        (priors, objects, box_step, valid_step),
-        (ANCHORS, OBJECTS),
-    )
+    steps = _step(boxes, 3), _step(valid, 2)
+    given, sizes, tile = (boxes, valid, truth, present, whose, quality), (priors, objects, *steps), (ANCHORS, OBJECTS)
     max_iou_best[grid](*given, near, *sizes, *tile, **EXACT)
     low, high = match.negative
     some = present.any(1) if low > 0 else None
     best = None if near is None else near.amax(1)
     max_iou_decide[grid](
-        *given, ignore, near, best, some, *sizes, match.positive, low, high, match.least, match.last_claims,
+        *given, index, ignore, near, best, some, *sizes, match.positive, low, high, match.least, match.last_claims,
         *tile, **EXACT,
     )  # fmt: skip
     return index, quality, ignore
