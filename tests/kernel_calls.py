@@ -209,11 +209,11 @@ def pairs() -> list[Pair]:
 
 
 def poisoned(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A function that makes uninitialised tensors, made to fill them with NaN."""
+    """A function that makes uninitialised tensors, made to fill them with NaN, or with a number that is no object."""
 
     def make(*arguments: Any, **options: Any) -> Tensor:
         made = function(*arguments, **options)
-        return made.fill_(torch.nan) if made.is_floating_point() else made
+        return made.fill_(torch.nan if made.is_floating_point() else 77)
 
     return make
 

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detloss.assigners import Assigner, ATSSAssigner, MaxIoUAssigner, TaskAlignedAssigner
 from detloss.assigners.aligned import AlignedRule, Problem
@@ -140,6 +141,14 @@ CASES: dict[str, Callable[[random.Random], Case]] = {
     "atss": atss_case,
     "task_aligned": aligned_case,
 }
+
+
+class NoWait(TorchDispatchMode):
+    """An error where the host would wait for values of a device."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        assert not any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "unique", "masked_select")), function
+        return function(*arguments, **(options or {}))
 
 
 def check_same(found: Assignment, expected: Assignment) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 import kernel_calls as calls
 import pytest
 import torch
-from match_cases import CLASSES, POINTS, aligned_case, aligned_problem, check_same, some_queries
+from match_cases import CLASSES, POINTS, NoWait, aligned_case, aligned_problem, check_same, some_queries
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from detloss import kernels
 from detloss.assigners import HungarianAssigner, TaskAlignedAssigner, pad_targets
@@ -33,13 +32,8 @@ PASSED = (0, 1, 12, 14, 21, 29, 33, 35, 52, 54)  # cases that are quick, most of
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """New tensors hold NaN or a number that is no object; the operations that the back-end was asked for."""
-    made, match, asked = torch.empty, Triton.match, []
-
-    def poisoned(*arguments: Any, **options: Any) -> Tensor:
-        fresh = calls.poisoned(made)(*arguments, **options)
-        return fresh if fresh.is_floating_point() else fresh.fill_(77)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    match, asked = Triton.match, []
+    monkeypatch.setattr(torch, "empty", calls.poisoned(torch.empty))
     monkeypatch.setattr(Triton, "match", lambda self, given: (asked.append(given.op), match(self, given))[1])
     with kernels.use("reference"):
         yield asked
@@ -138,18 +132,9 @@ def test_an_object_whose_class_has_no_logit_gets_nothing(small_blocks: None) -> 
         assert index.max() == (2 if wanted else -1) and bool((quality > 0).any()) is bool(wanted)
 
 
-class Waiting(TorchDispatchMode):
-    """A mode in which operations that the host has to wait for are errors."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        name = str(function)
-        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "masked_select", "unique", "item")), name
-        return function(*arguments, **(options or {}))
-
-
 def test_the_host_does_not_wait() -> None:
     match = _match(*one_object(70, 3))
-    with Waiting():
+    with NoWait():
         BACKEND.match(match)
 
 

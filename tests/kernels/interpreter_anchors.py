@@ -13,9 +13,8 @@ from typing import Any
 import kernel_calls as calls
 import pytest
 import torch
-from match_cases import CASES, check_same, some_boxes
+from match_cases import CASES, NoWait, check_same, some_boxes
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from detloss import kernels
 from detloss.assigners import ATSSAssigner, MaxIoUAssigner, PaddedTargets, pad_targets
@@ -37,15 +36,8 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """New tensors hold NaN or a number that is no object, blocks are small; the operations the back-end was asked for."""
     match, asked = Triton.match, []
 
-    def poisoned(make: Any) -> Any:
-        def made(*arguments: Any, **options: Any) -> Tensor:
-            fresh = calls.poisoned(make)(*arguments, **options)
-            return fresh if fresh.is_floating_point() else fresh.fill_(77)
-
-        return made
-
     for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+        monkeypatch.setattr(torch, name, calls.poisoned(getattr(torch, name)))
     for module, name, size in ((max_iou, "ANCHORS", 64), (max_iou, "OBJECTS", 4), (atss, "ANCHORS", 64), (atss, "UNPACKED", 128)):
         monkeypatch.setattr(module, name, size)
     monkeypatch.setattr(Triton, "match", lambda self, given: (asked.append(given.op), match(self, given))[1])
@@ -83,8 +75,8 @@ def test_random_cases(name: str, surroundings: list[str]) -> None:
 def test_blocks_that_are_full_and_not(sizes: tuple[int, int]) -> None:
     torch.manual_seed(0)
     priors, objects = sizes
-    boxes = some_boxes(priors, whole=True, size=60, side=40)
-    targets = targets_of(some_boxes(objects, whole=True, size=60, side=40), some_boxes(2, whole=True, size=60, side=40))
+    boxes = some_boxes(priors, whole=False, size=60, side=40)
+    targets = targets_of(some_boxes(objects, whole=True, size=60, side=40), some_boxes(2, whole=False, size=60, side=40))
     for assigner in (MaxIoUAssigner(0.5, (0.1, 0.4), 0.2), ATSSAssigner(3), ATSSAssigner(33, margin=0.0)):
         check(assigner, Anchors.of(boxes), targets)
 
@@ -150,14 +142,16 @@ def test_thresholds_that_overlaps_equal() -> None:
     anchors = Anchors.of(torch.tensor([[0.0, 0, 10, high] for high in (4, 5, 7)]))
     targets = targets_of(torch.tensor([[0.0, 0, 10, 10]]))
     for positive, negative in ((0.7, 0.4), (0.5, (0.4, 0.5)), (0.4, 0.4), (0.7, 0.7)):
-        check(MaxIoUAssigner(positive, negative, 0.7, match_low_quality=positive < 0.7), anchors, targets)
+        check(MaxIoUAssigner(positive, negative, match_low_quality=False), anchors, targets)
+    assert check(MaxIoUAssigner(0.9, 0.4, 0.7), anchors, targets).tolist() == [[-1, -1, 0]]
 
 
 def test_the_first_of_equal_objects_gets_an_anchor_in_all_parts() -> None:
     boxes = torch.tensor([[0.0, 0, 10, 10], [20.0, 0, 30, 10]])
     same = boxes[[0, 1, 0, 1, 0]]
-    for memory in (2**26, 2):
-        assert check(ATSSAssigner(1, memory_budget=memory), Anchors.of(boxes), targets_of(same)).tolist() == [[0, 1]]
+    for memory in (2**26, 2, 64):  # all objects at once, one by one, four and the last one
+        found = check(ATSSAssigner(1, memory_budget=memory), Anchors.of(boxes), targets_of(boxes[[0] * 5], same.flip(0)))
+        assert found.tolist() == [[0, -1], [0, 1]]
     assert check(MaxIoUAssigner(match_low_quality=False), Anchors.of(boxes), targets_of(same)).tolist() == [[0, 1]]
     assert check(MaxIoUAssigner(low_quality="gt"), Anchors.of(boxes), targets_of(same)).tolist() == [[4, 3]]
 
@@ -185,6 +179,16 @@ def test_an_anchor_that_is_not_a_number_makes_no_threshold() -> None:
     valid = torch.arange(8)[None] != 5
     assert (check(ATSSAssigner(8), Anchors.of(boxes), targets) == -1).all()
     assert (check(ATSSAssigner(8), Anchors.of(boxes, valid=valid), targets) == 0).any()
+
+
+def test_no_rounding_takes_the_mean_above_all_overlaps() -> None:
+    anchors = Anchors.of(torch.tensor([[0.0, 0, 10, 4]]).expand(7, 4))
+    assert (check(ATSSAssigner(7), anchors, targets_of(torch.tensor([[0.0, 0, 10, 10]]))) == 0).all()
+
+
+def test_an_overlap_of_minus_0_is_one_of_0() -> None:
+    anchors = Anchors.of(torch.tensor([[0.0, -4, -0.0, 4], [-0.0, -4, -0.0, 4], [0.0, -4, 0.0, 4]]))
+    assert (check(ATSSAssigner(), anchors, targets_of(torch.tensor([[-8.0, -8, 8, 8]] * 2))) == 0).all()
 
 
 def test_signed_zeros_and_sizes_at_the_limits() -> None:
@@ -232,34 +236,16 @@ def test_low_precision_is_matched_in_single_precision(surroundings: list[str]) -
     assert surroundings == ["max_iou", "atss"] * 2
 
 
-class NoWait(TorchDispatchMode):
-    """An error where the host would wait for the values of a device."""
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        assert not any(word in str(function) for word in ("_local_scalar_dense", "nonzero", "unique", "masked_select")), function
-        return function(*arguments, **(options or {}))
-
-
-class Skipped:
-    """A kernel that is not run: what it does is the device's."""
-
-    def __getitem__(self, grid: Any) -> Any:
-        return lambda *arguments, **options: None
-
-
 @pytest.mark.parametrize("name", ["max_iou", "atss"])
-def test_the_host_reads_nothing_of_the_device(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_reads_nothing_of_the_device(name: str) -> None:
     torch.manual_seed(2)
     anchors = Anchors.of(some_boxes(130, whole=True, size=60, side=40), [100, 30])
-    kind = {"whole": True, "size": 60, "side": 40}
-    targets = [{"boxes": some_boxes(count, **kind), "labels": torch.zeros(count).long()} for count in (5, 1)]
+    targets = targets_of(*(some_boxes(count, whole=True, size=60, side=40) for count in (5, 1)))
     assigner = MaxIoUAssigner(neg_iou_thr=(0.1, 0.4)) if name == "max_iou" else ATSSAssigner(memory_budget=2**9)
     match = assigner._match(anchors, pad_targets(targets, anchors.boxes))
-    for module in (max_iou, atss):
-        for kernel in ("max_iou_best", "max_iou_decide", "atss_nearest", "atss_claim", "atss_settle"):
-            monkeypatch.setattr(module, kernel, Skipped(), raising=False)
     with NoWait():
-        assert BACKEND.match(match)[0].shape == (2, 130)
+        found = BACKEND.match(match)
+    assert (found[0] >= 0).any()
 
 
 def test_what_runs_is_named_and_what_cannot_be_read_is_refused() -> None:
@@ -274,5 +260,5 @@ def test_what_runs_is_named_and_what_cannot_be_read_is_refused() -> None:
     assert BACKEND.refuses(replace(rule, present=present.int())) == "int32 input"
     assert BACKEND.refuses(replace(rule, objects=torch.zeros(2, 1, 4))) == "shapes that do not fit"
     assert BACKEND.refuses(replace(nearest, counts=(2, 2))) == "shapes that do not fit"
-    assert BACKEND.refuses(replace(nearest, topk=65)) == "more than 64 candidates of a level"
+    assert BACKEND.refuses(replace(nearest, topk=65)) == "more than 64 candidates"
     assert "run on CUDA" in (BACKEND.refuses(replace(rule, boxes=boxes.to("meta"))) or "")

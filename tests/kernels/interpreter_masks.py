@@ -8,7 +8,14 @@ from dataclasses import replace
 import kernel_calls as calls
 import pytest
 import torch
-from prototype_cases import some_masks, value_and_slopes
+from prototype_cases import (
+    check_agreement,
+    check_one_factor,
+    check_rows_and_pixels_of_no_crop,
+    check_strided_and_low_precision,
+    some_masks,
+    value_and_slopes,
+)
 
 import detloss
 from detloss.functional.prototype_masks import prototype_mask_sum
@@ -43,12 +50,7 @@ def agrees(masks: PrototypeMasks) -> None:
 @pytest.mark.parametrize("numbered", [True, False])
 @pytest.mark.parametrize("count", [1, 4, 9, 32])
 def test_agrees_with_float64(count: int, numbered: bool, asked: list[int]) -> None:
-    found = value_and_slopes(some_masks(count, numbered))
-    assert asked == [1]
-    expected = value_and_slopes(some_masks(count, numbered, torch.float64))
-    assert asked == [1]
-    for got, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(got.double(), want, rtol=3e-6, atol=2e-6)
+    check_agreement(count, numbered, asked)
 
 
 @pytest.mark.parametrize("count", [33, 100, 256])
@@ -87,14 +89,7 @@ def test_the_same_every_time() -> None:
 
 
 def test_rows_and_pixels_of_no_crop_have_no_gradient_whatever_they_hold() -> None:
-    masks = some_masks(4, True)
-    masks.prototypes[1] = torch.nan
-    _, by_rows, by_maps = value_and_slopes(masks)
-    assert by_rows.isfinite().all() and by_maps.isfinite().all() and not by_maps[1].any()
-    masks.prototypes[2, :, 2, 0] = torch.inf  # beside the fourth crop
-    assert all(x.isfinite().all() for x in value_and_slopes(masks))
-    masks.prototypes[2, :, 2, 1] = torch.nan
-    assert value_and_slopes(masks)[0].isnan()
+    check_rows_and_pixels_of_no_crop()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -142,25 +137,11 @@ def test_without_a_gradient_and_without_crops(asked: list[int]) -> None:
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("again", [False, True])
 def test_one_of_the_factors_may_be_constant(again: bool, number: int) -> None:
-    masks = some_masks(4, True)
-    _, *expected = value_and_slopes(masks)
-    inputs = [masks.coefficients.clone(), masks.prototypes.clone()]
-    inputs[number].requires_grad_()
-    total = prototype_mask_sum(PrototypeMasks(inputs[0], inputs[1], masks.masks, masks.crops, masks.weight))
-    (slope,) = torch.autograd.grad(-2 * total, inputs[number], create_graph=again)
-    torch.testing.assert_close(slope.detach(), expected[number], rtol=1e-5, atol=1e-5)
+    check_one_factor(number, again)
 
 
 def test_strided_and_low_precision_inputs() -> None:
-    masks = some_masks(8, False)
-    wide = masks.prototypes.contiguous(memory_format=torch.channels_last)
-    strided = replace(masks, coefficients=masks.coefficients.t().contiguous().t(), prototypes=wide)
-    for got, want in zip(value_and_slopes(strided), value_and_slopes(masks), strict=True):
-        assert torch.equal(got, want)
-    halves = some_masks(8, False, torch.bfloat16)
-    exact = PrototypeMasks(halves.coefficients.float(), halves.prototypes.float(), halves.masks, halves.crops, halves.weight)
-    for got, want in zip(value_and_slopes(halves), value_and_slopes(exact), strict=True):
-        torch.testing.assert_close(got.float(), want, rtol=8e-3, atol=1e-6)
+    check_strided_and_low_precision()
 
 
 def test_masks_and_weights_of_other_dtypes_and_layouts() -> None:

@@ -31,13 +31,7 @@ SETS = {"base": 0, "avx2": 1, "avx512": 2}
 @pytest.fixture(autouse=True)
 def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Native kernels whatever the environment says; new tensors hold NaN or a number that is no object."""
-    made = torch.empty
-
-    def poisoned(*arguments: Any, **options: Any) -> Tensor:
-        fresh = calls.poisoned(made)(*arguments, **options)
-        return fresh.fill_(77) if fresh.dtype in (torch.int64, torch.int32, torch.uint8) else fresh
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty", calls.poisoned(torch.empty))
     before, threads = library().detloss_instruction_set().decode(), torch.get_num_threads()
     with kernels.use("native"):
         yield

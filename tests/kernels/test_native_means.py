@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import kernel_calls as calls
+import means_cases
 import pytest
 import torch
-from torch import Tensor
 
 from detloss import kernels
 from detloss.criteria.distances import expected_distance
@@ -17,15 +17,7 @@ from detloss.kernels.native.library import problem
 if missing := problem():
     pytest.skip(f"no native library: {missing}", allow_module_level=True)
 
-LAYOUTS = [
-    ((5, 64), -1),
-    ((4, 10, 20), -1),
-    ((64,), 0),
-    ((8, 6), 0),
-    ((3, 68, 7, 9), 1),
-    ((2, 3, 144, 5, 1), 2),
-    ((2, 64, 1000), 1),
-]
+LAYOUTS = [*means_cases.LAYOUTS, ((2, 64, 1000), 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -39,24 +31,16 @@ def native(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
         yield asked
 
 
-def by_softmax(logits: Tensor, dim: int) -> Tensor:
-    dim %= logits.ndim
-    shares = logits.double().unflatten(dim, (4, -1)).softmax(dim + 1).movedim(dim + 1, -1)
-    return (shares * torch.arange(shares.shape[-1])).sum(-1)
-
-
 @pytest.mark.parametrize(("shape", "dim"), LAYOUTS, ids=str)
 def test_means_are_those_of_a_softmax(shape: tuple[int, ...], dim: int, instruction_set: str, native: list[int]) -> None:
-    logits = torch.randn(shape) * 4
-    torch.testing.assert_close(expected_distance(logits, dim).double(), by_softmax(logits, dim), rtol=2e-6, atol=1e-6)
+    means_cases.check_means(torch.randn(shape) * 4, dim)
     assert native == [1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "dim"), LAYOUTS, ids=str)
 def test_low_precision_is_read_as_it_is(shape: tuple[int, ...], dim: int, dtype: torch.dtype) -> None:
-    logits = (torch.randn(shape) * 4).to(dtype)
-    assert torch.equal(expected_distance(logits, dim), expected_distance(logits.float(), dim))
+    means_cases.check_low_precision(shape, dim, dtype)
 
 
 def test_a_part_of_the_channels_is_read_where_it_lies() -> None:
@@ -68,13 +52,7 @@ def test_a_part_of_the_channels_is_read_where_it_lies() -> None:
 
 @pytest.mark.parametrize("dim", [1, 2])
 def test_values_that_are_not_finite(dim: int, instruction_set: str) -> None:
-    bins = torch.zeros(6, 4, 8)
-    bins[0, 0, 3], bins[1, 0, 0], bins[2, 0, 7] = torch.nan, torch.nan, torch.inf
-    bins[3, 0, 1:], bins[4, 0], bins[5, 0, 2] = -torch.inf, -torch.inf, 3e38
-    logits = bins.flatten(1)[:, :, None].expand(-1, -1, 5) if dim == 1 else bins.flatten(1)[:, None].expand(-1, 5, -1)
-    means = expected_distance(logits, dim).movedim(dim, -1)
-    torch.testing.assert_close(means, by_softmax(logits, dim).movedim(dim, -1).float(), equal_nan=True)
-    assert means[3:, 0, 0].nan_to_num(-1).tolist() == [0, -1, 2]
+    means_cases.check_values_that_are_not_finite(dim)
 
 
 def test_the_number_of_threads_does_not_matter() -> None:
@@ -90,11 +68,5 @@ def test_the_number_of_threads_does_not_matter() -> None:
 
 
 def test_the_kernel_is_taken_without_a_gradient_only(native: list[int]) -> None:
-    logits = torch.randn(3, 64, 5, requires_grad=True)
-    with torch.no_grad():
-        means = expected_distance(logits, 1)
-    assert native == [1]
-    torch.testing.assert_close(expected_distance(logits, 1), means)
-    torch.testing.assert_close(expected_distance(logits.double().detach(), 1).float(), means)
-    assert native == [1] and expected_distance(logits[:, :, :0].detach(), 1).shape == (3, 4, 0) and native == [1]
+    means_cases.check_taken_without_a_gradient_only(native)
     assert str(kernels.backend("expected_distance")).startswith("native")

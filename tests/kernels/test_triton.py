@@ -36,7 +36,7 @@ POINTERS = {
     torch.uint8: "*u8",
     torch.bool: "*i1",
 }
-INEXACT = re.compile(r"\b(?:fma\.|div\.full|(?:div|sqrt|rcp)\.approx|\w+\.[\w.]*ftz)\S*")
+INEXACT = re.compile(r"\b(?:fma\.|cvt\.f64\.|div\.full|(?:div|sqrt|rcp)\.approx|\w+\.[\w.]*ftz)\S*")
 LAUNCHES = {"task alignment": 6, "task alignment of IoU bf16": 5}  # of kernels, for the one part that the objects make up
 LAUNCHES |= {"atss": 5, "atss of proposals": 5, "atss of many candidates": 4, "atss of one object": 3}  # one a level, and two
 REGISTERS = {"prototype_maps": 192}  # a thread, where it is more than 128
@@ -72,14 +72,15 @@ def compiled(kernel: Any, arguments: dict[str, Any], capability: int) -> Any:
     signature, constants, attributes = {}, {}, {}
     parameters = {parameter.name: parameter for parameter in kernel.params}
     for place, (name, value) in enumerate((name, arguments[name]) for name in kernel.arg_names):
-        if parameters[name].is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        varies = parameters[name].do_not_specialize
+        if parameters[name].is_constexpr or value is None or (isinstance(value, int) and value == 1 and not varies):
             signature[name], constants[name] = "constexpr", value
             continue
         if isinstance(value, Tensor):
             signature[name] = POINTERS[value.dtype]
         else:
             signature[name] = "fp32" if isinstance(value, float) else "i32"
-        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0 and not varies):
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = compiler.ASTSource(kernel, signature, constants, attributes)
     options = {name: value for name, value in arguments.items() if name not in kernel.arg_names}

@@ -9,12 +9,12 @@ from typing import Any
 import kernel_calls
 import pytest
 import torch
-from match_cases import CLASSES, aligned_problem, atss_case, check_same, max_iou_case, some_queries
+from match_cases import CLASSES, aligned_problem, atss_case, check_same, max_iou_case, some_boxes, some_queries
 from prototype_cases import some_masks, value_and_slopes
 
 import detloss
 from detloss import functional as F
-from detloss.assigners import HungarianAssigner, pad_targets
+from detloss.assigners import ATSSAssigner, HungarianAssigner, MaxIoUAssigner, pad_targets
 from detloss.assigners.aligned import Problem, _by_parts, _match
 from detloss.criteria.distances import expected_distance
 from detloss.geometry import Anchors
@@ -240,3 +240,34 @@ def test_anchors_are_matched_as_by_torch(name: str, seed: int) -> None:
     found = assigner(anchors, targets)
     with detloss.kernels.use("reference"):
         check_same(found, assigner(anchors, targets))
+
+
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(0.7, (0.1, 0.3), 0.3), ATSSAssigner()], ids=["max_iou", "atss"])
+def test_many_anchors_and_objects(assigner: MaxIoUAssigner | ATSSAssigner) -> None:
+    torch.manual_seed(0)
+    anchors = Anchors.of(some_boxes(20_000, whole=True, size=800, side=100).cuda(), [15_000, 4_000, 900, 100])
+    boxes = [some_boxes(count, whole=True, size=800, side=100).cuda() for count in (100, 0, 7, 1100)]
+    targets = [{"boxes": own, "labels": torch.zeros(len(own), dtype=torch.long).cuda()} for own in boxes]
+    found = without_waiting(assigner._match(anchors, pad_targets(targets, anchors.boxes)))
+    with detloss.kernels.use("reference"):
+        expected = assigner(anchors, targets)
+    assert torch.equal(found[0], expected.gt_index) and torch.equal(found[1], expected.quality) and bool((found[0] >= 0).any())
+
+
+@pytest.mark.parametrize("assigner", [MaxIoUAssigner(0.5, (0.1, 0.4)), ATSSAssigner()], ids=["max_iou", "atss"])
+def test_matches_of_anchors_in_a_graph(assigner: MaxIoUAssigner | ATSSAssigner) -> None:
+    from detloss.kernels.triton_backend import BACKEND
+
+    torch.manual_seed(1)
+    anchors = Anchors.of(some_boxes(3000, whole=True, size=400, side=60).cuda())
+    targets = [{"boxes": some_boxes(20, whole=True, size=400, side=60).cuda(), "labels": torch.zeros(20).long().cuda()}] * 2
+    match = assigner._match(anchors, pad_targets(targets, anchors.boxes))
+    BACKEND.match(match)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = BACKEND.match(match)
+    match.objects.copy_(some_boxes(2, 20, whole=True, size=400, side=60))
+    graph.replay()
+    for captured, again in zip(found, BACKEND.match(match), strict=True):
+        assert torch.equal(captured, again)

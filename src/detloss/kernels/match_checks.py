@@ -11,15 +11,17 @@ __all__ = ["refuses_match"]
 TAKEN = (torch.float32, torch.bool, torch.int64)
 SCORES = (torch.float32, torch.bfloat16, torch.float16)
 COSTS = ("iou", "giou")
-MOST_CANDIDATES = 1024  # they are kept in order by insertion
 MOST_PRIORS = 2**31 - 64  # numbers of priors are kept in 32 bits
 
 
-def refuses_match(match: Match, device: str) -> str | None:
-    """Why kernels of a device do not take a match: tensors elsewhere or not of fp32, bool and int64, shapes, sizes."""
-    scores = getattr(match, "scores", None)
+def refuses_match(match: Match, most_candidates: int = 1024) -> str | None:
+    """Why kernels do not take a match: tensors on several devices or not of fp32, bool and int64, shapes, sizes.
+
+    Candidates of an object, or of a level of it, are kept in order by insertion, so there are at most ``most_candidates``.
+    """
+    scores, device = getattr(match, "scores", None), match.pred.device
     for tensor in (match.pred, *match.tensors()):
-        if tensor.device.type != device:
+        if tensor.device != device:
             return f"input on {tensor.device.type!r}"
         if tensor.dtype not in TAKEN and not (tensor is scores and tensor.dtype in SCORES):
             return f"{str(tensor.dtype).removeprefix('torch.')} input"
@@ -27,8 +29,8 @@ def refuses_match(match: Match, device: str) -> str | None:
         return _refuses_costs(match)
     if not (_aligned_fits(match) if isinstance(match, AlignedMatch) else _anchors_fit(match)):
         return "shapes that do not fit"
-    if getattr(match, "topk", 0) > MOST_CANDIDATES:
-        return f"more than {MOST_CANDIDATES} candidates"
+    if getattr(match, "topk", 0) > most_candidates:
+        return f"more than {most_candidates} candidates"
     return "more than 2^31 priors" if match.pred.shape[-2] > MOST_PRIORS else None
 
 
@@ -55,6 +57,7 @@ def _aligned_fits(match: AlignedMatch) -> bool:
         and match.valid.shape == (images, priors)
         and match.xy.shape in ((priors, 2), (images, priors, 2))
         and match.region.shape == match.objects.shape == (rows, 4)
+        and images > 0
         and rows % images == 0
     )
 

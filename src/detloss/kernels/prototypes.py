@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = ["Crop", "PrototypeMasks"]
@@ -59,6 +60,10 @@ class PrototypeMasks:
     def pred(self) -> Tensor:
         """What the device and dtype of a call are those of."""
         return self.coefficients
+
+    def first_crops(self) -> Tensor:
+        """``[B + 1]``: number of the first crop of every image, then of all crops; on the CPU as they are."""
+        return torch.searchsorted(self.crops[:, 0].contiguous(), torch.arange(len(self.prototypes) + 1))
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors that are constants."""

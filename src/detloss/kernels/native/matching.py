@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detloss.kernels.match_checks import refuses_match
+from detloss.kernels.match_checks import refuses_match as refuses
 from detloss.kernels.matches import MATCH_OPS, AlignedMatch, ATSSMatch, Match, MaxIoUMatch, PairCostMatch
 from detloss.kernels.native import aligned
 from detloss.kernels.native.arguments import fresh, pointer
@@ -50,11 +50,6 @@ class _PairCost(ctypes.Structure):
         ("hull", ctypes.c_int32),
         *((name, ctypes.c_float) for name in ("l1_weight", "iou_weight", "limit")),
     ]
-
-
-def refuses(match: Match) -> str | None:
-    """Why a match is not taken; see :func:`refuses_match`."""
-    return refuses_match(match, "cpu")
 
 
 def match(match: Match) -> tuple[Tensor, ...]:

@@ -34,9 +34,8 @@ def run(masks: PrototypeMasks, need_grad: bool) -> tuple[Tensor, Tensor | None, 
     """The sum (0-dim), and the gradients of coefficients and of prototypes; see :class:`PrototypeMasks`."""
     rows, maps, truth = (x.detach().contiguous() for x in (masks.coefficients, masks.prototypes, masks.masks.float()))
     images, count, height, width = maps.shape
-    first = torch.searchsorted(masks.crops[:, 0].contiguous(), torch.arange(images + 1))
     by_rows, by_maps = (torch.zeros_like(x) if need_grad else None for x in (rows, maps))
-    weight, crops = masks.weight.float().contiguous(), masks.crops.contiguous()
+    weight, crops, first = masks.weight.float().contiguous(), masks.crops.contiguous(), masks.first_crops()
     places = map(pointer, (rows, maps, truth, weight, crops, first, by_rows, by_maps))
     total, _ = launch("detloss_prototypes", _Prototypes(*places, images, count, height, width), 1.0)
     return total, by_rows, by_maps

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call, Request
-from detloss.kernels.match_checks import refuses_match
-from detloss.kernels.matches import ATSSMatch, Match
+from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
 from detloss.kernels.prototypes import PrototypeMasks
 from detloss.kernels.triton_backend import (
@@ -31,13 +30,9 @@ from detloss.kernels.triton_backend.sums import finished, rescaled
 
 __all__ = ["BACKEND", "Triton"]
 
-_FAMILIES: dict[str, ModuleType] = {
-    op: family for family in (sigmoid, softmax, divergence, distribution, coordinates, boxes) for op in family.OPS
-}
-
-_MATCHES: dict[str, ModuleType] = {  # by operation; a module has OPS and match(match)
-    op: rule for rule in (aligned, atss, max_iou, pair_cost) for op in rule.OPS
-}
+_LOSSES = (sigmoid, softmax, divergence, distribution, coordinates, boxes)
+_MATCHES = (aligned, atss, max_iou, pair_cost)
+_FAMILIES: dict[str, ModuleType] = {op: family for family in (*_LOSSES, *_MATCHES, expectation, prototypes) for op in family.OPS}
 
 
 def _interpreted() -> bool:
@@ -53,7 +48,7 @@ class Triton:
     """
 
     name = "triton"
-    ops = frozenset(_FAMILIES) | frozenset(_MATCHES) | expectation.OPS | prototypes.OPS
+    ops = frozenset(_FAMILIES)
 
     def unavailable(self) -> str | None:
         """Why there is nothing to run on, or ``None``."""
@@ -64,13 +59,7 @@ class Triton:
         kind = call.pred.device.type
         if kind != ("cpu" if _interpreted() else "cuda"):
             return f"the triton kernels run on CUDA, not on {kind!r}"
-        if isinstance(call, Match) and call.op in _MATCHES:
-            return refuses_match(call, kind) or (atss.refuses(call) if isinstance(call, ATSSMatch) else None)
-        if isinstance(call, BinMeans):
-            return expectation.refuses(call)
-        if isinstance(call, PrototypeMasks):
-            return prototypes.refuses(call)
-        family = _FAMILIES.get(call.op) if isinstance(call, Call) else None
+        family = _FAMILIES.get(call.op)
         return f"{call.op} has no triton kernel" if family is None else family.refuses(call)
 
     def total(
@@ -98,7 +87,7 @@ class Triton:
 
     def match(self, match: Match) -> tuple[Tensor, ...]:
         """The assignment that a rule finds."""
-        found: tuple[Tensor, ...] = _MATCHES[match.op].match(match)
+        found: tuple[Tensor, ...] = _FAMILIES[match.op].match(match)
         return found
 
     def means(self, means: BinMeans) -> Tensor:

@@ -13,12 +13,13 @@ import torch
 import triton
 from torch import Tensor
 
+from detloss.kernels.match_checks import refuses_match as refuses
 from detloss.kernels.matches import AlignedMatch
 from detloss.kernels.triton_backend.aligned_claims import choose_best, claim_priors, settle_priors, write_quality
 from detloss.kernels.triton_backend.aligned_pairs import complete_overlaps, write_pairs
 from detloss.kernels.triton_backend.exact import EXACT
 
-__all__ = ["OPS", "match"]
+__all__ = ["OPS", "match", "refuses"]
 
 OPS = frozenset({AlignedMatch.op})
 LANES = 64  # a multiple of the numbers of a vector register: on the CPU ATen rounds some functions otherwise in what is left over

@@ -94,6 +94,7 @@ def claim_priors(
         higher = largest > most
         most, rival = tl.where(higher, largest, most), tl.where(higher, best, rival)
         rival_metric = tl.where(higher, tl.max(tl.where(own == best[None, :], metrics, 0.0), 0), rival_metric)
+    tl.debug_barrier()  # several threads may hold a prior: all have read what is written over
     tl.store(whole, number, mask=counts)
     tl.store(whole + 1, owner, mask=counts)
     tl.store(whole + 2, rival, mask=counts)
@@ -125,6 +126,7 @@ def settle_priors(
     owner = tl.load(whole + 3 * place + tl.where(conflict, 2, 1), mask=mask, other=-1)
     source = real + 4 * place + tl.where(conflict, 2, 0)
     overlap, metric = tl.load(source, mask=mask, other=0.0), tl.load(source + 1, mask=mask, other=0.0)
+    tl.debug_barrier()  # as above
     tl.store(index + place, owner.to(tl.int64), mask=mask)
     tl.store(real + 4 * place + 1, metric, mask=mask)
     most = largest + 2 * (place // priors * per_image + owner)

@@ -10,17 +10,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from detloss.kernels.triton_backend.exact import clamped, is_finite, pair_axis, pair_iou, pair_whole
+from detloss.kernels.triton_backend.exact import (
+    PAIR_LIMIT,
+    SMALLEST,
+    SMALLEST_SIDE,
+    clamped,
+    is_finite,
+    pair_axis,
+    pair_iou,
+    pair_whole,
+)
 
 __all__ = ["complete_overlaps", "write_pairs"]
 
-PAIR_LIMIT = tl.constexpr(1e30)
 LEAST_SHAPE = tl.constexpr(1e-6)
-SMALLEST_SIDE = tl.constexpr(1e-12)
 LEAST_SHAPE_SIDE = tl.constexpr(1e-6 * 1e-12)
 FOUR_BY_PI_SQUARED = tl.constexpr(0.4052847345693511)
 PER_BATCH = ("first", "per_image", "classes")  # not worth a compilation for each kind of number
-SMALLEST = tl.constexpr(1.1754943508222875e-38)
 
 
 @triton.jit

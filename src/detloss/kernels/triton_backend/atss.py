@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detloss.kernels.match_checks import refuses_match
 from detloss.kernels.matches import ATSSMatch
 from detloss.kernels.triton_backend.exact import EXACT, PAIR_LIMIT, clamped, pair_axis, pair_iou, pair_whole
 
@@ -177,8 +178,8 @@ def atss_settle(claims: tl.tensor, index: tl.tensor, quality: tl.tensor, n: tl.t
 
 
 def refuses(match: ATSSMatch) -> str | None:
-    """More candidates than are found one by one in reasonable time."""
-    return None if match.topk <= MOST_OF_LEVEL else f"more than {MOST_OF_LEVEL} candidates of a level"
+    """See :func:`refuses_match`; a level with more candidates than are found one by one in reasonable time."""
+    return refuses_match(match, MOST_OF_LEVEL)
 
 
 def match(match: ATSSMatch) -> tuple[Tensor, Tensor]:

@@ -12,12 +12,23 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = ["EXACT", "clamped", "is_finite", "pair_axis", "pair_iou", "pair_whole"]
+__all__ = [
+    "EXACT",
+    "PAIR_LIMIT",
+    "SMALLEST",
+    "SMALLEST_SIDE",
+    "clamped",
+    "is_finite",
+    "pair_axis",
+    "pair_iou",
+    "pair_whole",
+]
 
 EXACT: dict[str, Any] = {"enable_fp_fusion": False}
 PAIR_LIMIT = tl.constexpr(1e30)
 SMALLEST_SIDE = tl.constexpr(1e-12)
 LEAST_UNION = tl.constexpr(1e-6)
+SMALLEST = tl.constexpr(2.0**-126)  # normal number
 LARGEST = tl.constexpr((2.0 - 2.0**-23) * 2.0**127)  # rounded up in decimals it would be a number of double precision
 
 

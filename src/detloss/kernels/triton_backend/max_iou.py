@@ -7,15 +7,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detloss.kernels.match_checks import refuses_match as refuses
 from detloss.kernels.matches import MaxIoUMatch
-from detloss.kernels.triton_backend.exact import EXACT, clamped, is_finite
+from detloss.kernels.triton_backend.exact import EXACT, SMALLEST, clamped, is_finite
 
-__all__ = ["OPS", "match"]
+__all__ = ["OPS", "match", "refuses"]
 
 OPS = frozenset({MaxIoUMatch.op})
 ANCHORS, OBJECTS = 128, 8  # of a tile
 MOST_PIXELS = tl.constexpr(1e15)  # areas stay finite up to here
-SMALLEST = tl.constexpr(2.0**-126)  # the smallest normal number
 NOBODY = tl.constexpr(2**31 - 1)
 NOTHING = tl.constexpr(2.0)  # an IoU that nothing has
 

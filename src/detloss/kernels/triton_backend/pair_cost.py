@@ -6,15 +6,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detloss.kernels.match_checks import refuses_match as refuses
 from detloss.kernels.matches import PairCostMatch
-from detloss.kernels.triton_backend.exact import EXACT, clamped, pair_axis, pair_iou, pair_whole
+from detloss.kernels.triton_backend.exact import EXACT, PAIR_LIMIT, SMALLEST_SIDE, clamped, pair_axis, pair_iou, pair_whole
 
-__all__ = ["OPS", "match"]
+__all__ = ["OPS", "match", "refuses"]
 
 OPS = frozenset({PairCostMatch.op})
 BLOCK_SIZE = 256
-PAIR_LIMIT = tl.constexpr(1e30)
-SMALLEST_SIDE = tl.constexpr(1e-12)
 
 
 @triton.jit

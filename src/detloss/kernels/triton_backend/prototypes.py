@@ -133,14 +133,13 @@ def refuses(masks: PrototypeMasks) -> str | None:
     return "prototypes of more than 2^31 numbers" if count * height * width >= 2**31 else None
 
 
-def _tables(masks: PrototypeMasks, images: int) -> tuple[Tensor, Tensor]:
+def _tables(masks: PrototypeMasks) -> tuple[Tensor, Tensor]:
     """Crops ``[G, 9]``, and the first of each image and their number ``[B + 1]``, on the device.
 
     They go there in one copy from pinned memory, for which the host does not wait.
     """
-    crops = masks.crops
-    first = torch.searchsorted(crops[:, 0].contiguous(), torch.arange(images + 1))
-    table, device = torch.cat((crops.flatten(), first)), masks.pred.device
+    crops, device = masks.crops, masks.pred.device
+    table = torch.cat((crops.flatten(), masks.first_crops()))
     if device.type == "cuda":
         table = table.pin_memory().to(device, non_blocking=True)
     return table[: crops.numel()].view(-1, 9), table[crops.numel() :]
@@ -162,7 +161,7 @@ def run(masks: PrototypeMasks, need_grad: bool) -> tuple[Tensor, Tensor | None, 
     if most <= 0 or not maps.numel():
         zeros = [torch.zeros_like(x) if need_grad else None for x in (rows, maps)]
         return rows.new_zeros(()), zeros[0], zeros[1]
-    crops, of_image = _tables(masks, images)
+    crops, of_image = _tables(masks)
     weight = masks.weight.to(rows.device, torch.float32, non_blocking=True).contiguous()
     blocks = triton.cdiv(most, ROWS)
     partial = rows.new_zeros(len(crops) * blocks * MOST_PIECES)
