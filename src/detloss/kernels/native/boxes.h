@@ -1,6 +1,8 @@
 // The losses of boxes_cells.h over rows of boxes: tiles are transposed, so that a vector holds one coordinate of many boxes.
 // Included once per instruction set.
 
+constexpr int64_t BLOCK = 64;  // boxes that one special pair among them makes slow
+
 struct BoxBuffers {
   float pred[4 * BOXES], target[4 * BOXES], out[4 * BOXES];
   float p[4][BOXES], t[4][BOXES], g[4][BOXES], loss[BOXES], w[BOXES];
@@ -9,7 +11,13 @@ struct BoxBuffers {
 // Rows of four numbers to four columns, as corners.
 INLINE void to_columns(const float* __restrict rows, int64_t n, int format, float (&columns)[4][BOXES]) {
   float *__restrict a = columns[0], *__restrict b = columns[1], *__restrict c = columns[2], *__restrict d = columns[3];
-  for (int64_t i = 0; i < n; i++) { a[i] = rows[4 * i]; b[i] = rows[4 * i + 1]; c[i] = rows[4 * i + 2]; d[i] = rows[4 * i + 3]; }
+  int64_t first = 0;
+  for (; first + 8 <= n; first += 8) {
+    Eight r[4] = {load_8(rows + 4 * first), load_8(rows + 4 * first + 8), load_8(rows + 4 * first + 16), load_8(rows + 4 * first + 24)};
+    fours_to_columns(r);
+    store_8(a + first, r[0]); store_8(b + first, r[1]); store_8(c + first, r[2]); store_8(d + first, r[3]);
+  }
+  for (int64_t i = first; i < n; i++) { a[i] = rows[4 * i]; b[i] = rows[4 * i + 1]; c[i] = rows[4 * i + 2]; d[i] = rows[4 * i + 3]; }
   if (format == XYWH) {
     for (int64_t i = 0; i < n; i++) { c[i] = a[i] + c[i]; d[i] = b[i] + d[i]; }
   } else if (format == CXCYWH) {
@@ -36,16 +44,30 @@ INLINE void to_rows(const float (&columns)[4][BOXES], int64_t n, int format, flo
   }
 }
 
-template <int KIND, bool GRAD> static float box_loop(BoxBuffers& b, int64_t n, const Boxes& call, float* __restrict each) {
-  const float eps = call.eps, extra = call.extra, scale = call.scale;
+template <int KIND, bool PLAIN>
+INLINE Pair either_pair_of(float p1, float q1, float p2, float q2, float t1, float u1, float t2, float u2, float eps, float extra,
+                           int32_t& special) {
+  if constexpr (PLAIN) return plain_pair_of<KIND>(p1, q1, p2, q2, t1, u1, t2, u2, eps, extra, special);
+  return pair_of<KIND>(p1, q1, p2, q2, t1, u1, t2, u2, eps, extra);
+}
+
+struct BlockSum { float sum; int32_t special; };
+
+// Losses of a range, and gradients or losses one by one. With PLAIN they hold only where no pair that counts is `special`.
+template <int KIND, bool GRAD, bool PLAIN>
+static BlockSum box_loop(BoxBuffers& b, int64_t begin, int64_t end, const Boxes& call, float* __restrict each) {
+  const float eps = at_least(call.eps, SMALLEST), extra = call.extra, scale = call.scale;  // an eps that has an inverse
   const float *__restrict w = b.w, *__restrict p1 = b.p[0], *__restrict q1 = b.p[1], *__restrict p2 = b.p[2], *__restrict q2 = b.p[3];
   const float *__restrict t1 = b.t[0], *__restrict u1 = b.t[1], *__restrict t2 = b.t[2], *__restrict u2 = b.t[3];
   float *__restrict g1 = b.g[0], *__restrict h1 = b.g[1], *__restrict g2 = b.g[2], *__restrict h2 = b.g[3];
   float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < n; i++) {
-    const Pair c = pair_of<KIND>(p1[i], q1[i], p2[i], q2[i], t1[i], u1[i], t2[i], u2[i], eps, extra);
+  int32_t any = 0;
+#pragma omp simd reduction(+ : sum) reduction(| : any)
+  for (int64_t i = begin; i < end; i++) {
+    int32_t special = 0;
+    const Pair c = either_pair_of<KIND, PLAIN>(p1[i], q1[i], p2[i], q2[i], t1[i], u1[i], t2[i], u2[i], eps, extra, special);
     const float loss = w[i] == 0.0f ? 0.0f : w[i] * c.loss;
+    any |= special & int32_t(w[i] != 0.0f);
     sum += loss;
     if (GRAD) {
       const float factor = w[i] * scale;
@@ -57,19 +79,22 @@ template <int KIND, bool GRAD> static float box_loop(BoxBuffers& b, int64_t n, c
       each[i] = loss;
     }
   }
-  return sum;
+  return {sum, any};
 }
 
-using BoxLoop = float (*)(BoxBuffers&, int64_t, const Boxes&, float*);
-#define BOX_LOOPS(kind) {box_loop<kind, false>, box_loop<kind, true>}
-static const BoxLoop BOX_LOOP[8][2] = {BOX_LOOPS(0), BOX_LOOPS(1), BOX_LOOPS(2), BOX_LOOPS(3),
-                                       BOX_LOOPS(4), BOX_LOOPS(5), BOX_LOOPS(6), BOX_LOOPS(7)};
+using BoxLoop = BlockSum (*)(BoxBuffers&, int64_t, int64_t, const Boxes&, float*);
+struct BoxLoops { BoxLoop first, general; };  // the general one where the first one met something special
+#define BOX_LOOPS(kind) {{box_loop<kind, false, true>, box_loop<kind, false, false>}, {box_loop<kind, true, true>, box_loop<kind, true, false>}}
+#define NEVER_PLAIN(kind) {{box_loop<kind, false, false>, nullptr}, {box_loop<kind, true, false>, nullptr}}  // which calls nothing special
+static const BoxLoops BOX_LOOP[8][2] = {BOX_LOOPS(0), BOX_LOOPS(1), BOX_LOOPS(2), BOX_LOOPS(3),
+                                        BOX_LOOPS(4), BOX_LOOPS(5), BOX_LOOPS(6), NEVER_PLAIN(7)};
 #undef BOX_LOOPS
+#undef NEVER_PLAIN
 
 static void boxes(const Boxes& a, int64_t begin, int64_t end, Partial& result) {
   BoxBuffers b;
   const bool weighted = a.weight || a.upstream;
-  const BoxLoop loop = BOX_LOOP[a.kind][a.out == nullptr];
+  const BoxLoops& loops = BOX_LOOP[a.kind][a.out == nullptr];
   for (float& w : b.w) w = 1.0f;
   for (int64_t u = begin; u < end; u++) {
     const int64_t row = u * BOXES, n = a.rows - row < BOXES ? a.rows - row : BOXES;
@@ -84,7 +109,12 @@ static void boxes(const Boxes& a, int64_t begin, int64_t end, Partial& result) {
         b.w[i] = w == 0.0f ? 0.0f : a.upstream ? w * a.upstream[row + i] : w;
       }
     }
-    result.sum += loop(b, n, a, a.out ? a.out + row : b.loss);
+    for (int64_t at = 0; at < n; at += BLOCK) {
+      const int64_t last = at + BLOCK < n ? at + BLOCK : n;
+      BlockSum block = loops.first(b, at, last, a, a.out ? a.out + row : b.loss);
+      if (block.special) block = loops.general(b, at, last, a, a.out ? a.out + row : b.loss);
+      result.sum += block.sum;
+    }
     if (a.grad) {
       float* rows = place(a.grad, a.type, 4 * row, b.out);
       to_rows(b.g, n, a.format, rows);

@@ -52,7 +52,7 @@ INLINE float difference_of_products(float a, float b, float c, float d) {
 
 // x / y by the inverse of y, rounded as a division is: divisions are the slowest instructions here.
 INLINE float divided(float x, float y, float inverse) {
-#if defined(__FMA__) || defined(__aarch64__)
+#ifdef KERNEL_FMA
   const float q = x * inverse;
   return __builtin_fmaf(__builtin_fmaf(-q, y, x), inverse, q);
 #else

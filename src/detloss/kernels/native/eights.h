@@ -35,6 +35,18 @@ INLINE void transpose_8(Eight* __restrict r) {
   }
 }
 
+// Eight rows of four numbers, one after the other, to four columns.
+INLINE void fours_to_columns(Eight* __restrict r) {
+  const Eight a = SHUFFLE_8(r[0], r[2], 0, 1, 2, 3, 8, 9, 10, 11), b = SHUFFLE_8(r[0], r[2], 4, 5, 6, 7, 12, 13, 14, 15);
+  const Eight c = SHUFFLE_8(r[1], r[3], 0, 1, 2, 3, 8, 9, 10, 11), d = SHUFFLE_8(r[1], r[3], 4, 5, 6, 7, 12, 13, 14, 15);
+  const Eight low_0 = SHUFFLE_8(a, b, 0, 8, 1, 9, 4, 12, 5, 13), high_0 = SHUFFLE_8(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+  const Eight low_2 = SHUFFLE_8(c, d, 0, 8, 1, 9, 4, 12, 5, 13), high_2 = SHUFFLE_8(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+  r[0] = SHUFFLE_8(low_0, low_2, 0, 1, 8, 9, 4, 5, 12, 13);
+  r[1] = SHUFFLE_8(low_0, low_2, 2, 3, 10, 11, 6, 7, 14, 15);
+  r[2] = SHUFFLE_8(high_0, high_2, 0, 1, 8, 9, 4, 5, 12, 13);
+  r[3] = SHUFFLE_8(high_0, high_2, 2, 3, 10, 11, 6, 7, 14, 15);
+}
+
 // The bins of eight rows, 8, 16 or 17 each, as columns.
 template <int C> INLINE void read_columns(const float* from, Eight* __restrict column) {
   for (int block = 0; block + 8 <= C; block += 8) {

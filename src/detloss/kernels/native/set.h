@@ -6,11 +6,12 @@
 namespace detloss {
 namespace KERNEL_SET {
 #include "lanes.h"
+#include "eights.h"
 #include "sigmoid_loops.h"
 #include "sigmoid.h"
 #include "boxes_cells.h"
+#include "boxes_plain.h"
 #include "boxes.h"
-#include "eights.h"
 #include "softmax.h"
 #include "divergence.h"
 #include "coordinates.h"
