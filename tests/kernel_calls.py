@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -229,7 +229,8 @@ def _near(found: Tensor, expected: Tensor, tolerance: float) -> None:
 
 def on(call: Call, device: str) -> Call:
     """The call with all its tensors on a device."""
-    return replace(call, **{name: x.to(device) for name, x in vars(call).items() if isinstance(x, Tensor)})
+    values = {field.name: getattr(call, field.name) for field in fields(call)}
+    return replace(call, **{name: x.to(device) for name, x in values.items() if isinstance(x, Tensor)})
 
 
 def check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -57,7 +58,7 @@ def check_at_least(where: str, minimum: float, **values: object) -> None:
     """Raise unless every keyword argument is a finite number of at least ``minimum`` (``TypeError`` / ``ValueError``)."""
     for name, value in values.items():
         number = _check_number(where, name, value)
-        if not minimum <= number < float("inf"):
+        if not minimum <= number < math.inf:
             raise ValueError(f"{where}: {name} must be a finite number >= {minimum:g}; got {value!r}")
 
 
@@ -70,7 +71,7 @@ def check_positive(where: str, **values: object) -> None:
     """Raise unless every keyword argument is a finite number above 0 (``TypeError`` / ``ValueError``)."""
     for name, value in values.items():
         number = _check_number(where, name, value)
-        if not 0 < number < float("inf"):
+        if not 0 < number < math.inf:
             raise ValueError(f"{where}: {name} must be a finite number > 0; got {value!r}")
 
 

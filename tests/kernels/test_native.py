@@ -268,3 +268,9 @@ def test_a_scale_of_0_gives_0_even_of_nan() -> None:
         for factor, divisor in ((0.0, None), (1.0, torch.tensor(0)), (1.0, torch.tensor([0.0]))):
             result = BACKEND.total(call, factor, divisor, True, True)
             assert result is not None and result[1] is not None and result[0] == 0 and not result[1].any()
+
+
+def test_a_scale_beyond_single_precision_is_an_infinity() -> None:
+    call = Call("l1", torch.tensor([3.0, 1.0, 2.0]), target=torch.tensor([1.0, 1.0, 4.0]))
+    found, grad = total(call, 1e39)
+    assert found == torch.inf and grad.tolist()[::2] == [torch.inf, -torch.inf]

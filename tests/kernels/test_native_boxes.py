@@ -91,3 +91,12 @@ def test_what_is_no_box_counts_nothing_with_weight_0(name: str, instruction_set:
     found, grad = total(name, pred, target, weight)
     assert torch.equal(found, plain) and torch.equal(grad, plain_grad)
     assert not grad[70:90].any() and grad[69].any()
+
+
+@every_loss
+def test_a_bound_too_small_for_an_inverse_makes_no_nan(name: str, instruction_set: str) -> None:
+    op, _, numbers, _ = LOSSES[name]
+    pred = torch.tensor([[1.0, 1, 1, 1], [0, 0, 4, 4], [3, 3, 1, 1]])
+    target = torch.tensor([[2.0, 2, 2, 2], [6, 6, 9, 9], [1, 1, 1, 2]])
+    loss = BACKEND.elements(Call(op, pred, target=target, numbers=(1e-40, 0.0, *numbers)), True)
+    assert loss is not None and torch.isfinite(loss).all() and (loss > 0.5).all()

@@ -75,7 +75,7 @@ def tile_loss_of(
     column = torch.where(foreground, rows.label, 0).long()
     dtype = sum_dtype(features)
     example = _call(torch.empty((1, 1), dtype=dtype, device=features.device), column, rows, options, slice(0, 1), slice(0, 1))
-    name, problem = choose(example)
+    name, problem = choose(example, torch.compiler.is_compiling())
     if problem is None:
         label = torch.where(counted, torch.where(foreground, column, len(weight)), NO_CLASS)
         return torch.zeros((), dtype=dtype, device=features.device), _kernel_loss(name, label, rows, options), 1

@@ -56,7 +56,7 @@ ROW_OPS = BOX_OPS | {"distribution_focal"}
 OPS = ELEMENT_OPS | POSITION_OPS | ROW_OPS
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One loss call, its metadata checked, no value read; not changed once it is made.
 

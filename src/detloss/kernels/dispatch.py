@@ -54,10 +54,11 @@ def fused_loss(
 
     if not fusible or (isinstance(avg_factor, Tensor) and avg_factor.requires_grad):
         return reference(call.pred)
-    name, problem = choose(call)
+    compiling = torch.compiler.is_compiling()
+    name, problem = choose(call, compiling)
     if problem:
         return reference(call.pred)
-    if torch.compiler.is_compiling():
+    if compiling:
         return _compiled(name, call, avg_factor, reduction)
     if reduction == "none":
         loss = _elements(name, call, reference)
@@ -91,7 +92,7 @@ def _total(name: str, call: Call, factor: float, divisor: Tensor | None, referen
     result = backend.total(call, factor, divisor, need_grad, True)
     if result is None or not need_grad:
         return None if result is None else result[0]
-    total: Tensor = _Total.apply(call.pred, result, backend, reference)
+    total: Tensor = _apply(call.pred, result, backend, reference)
     return total
 
 
@@ -104,9 +105,8 @@ def _elements(name: str, call: Call, reference: Formula) -> Tensor | None:
     return elements
 
 
-def _kept_graph() -> bool:
-    """Whether the graph that is being differentiated will be used again (``retain_graph=True``)."""
-    return bool(torch._C._autograd._get_current_graph_task_keep_graph())
+# Whether the graph that is being differentiated will be used again (``retain_graph=True``).
+_kept_graph: Callable[[], bool] = torch._C._autograd._get_current_graph_task_keep_graph
 
 
 def _differentiable_gradient(pred: Tensor, upstream: Tensor, reference: Formula) -> Tensor:
@@ -121,23 +121,27 @@ class _Total(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, pred: Tensor, result: tuple[Tensor, Tensor], backend: Backend, reference: Formula) -> Tensor:
-        total, grad = result
-        ctx.save_for_backward(pred, grad)
+        total, ctx.grad = result
+        ctx.save_for_backward(pred)
         ctx.backend, ctx.reference, ctx.given_out = backend, reference, False
         return total
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        pred, grad = ctx.saved_tensors
+        (pred,) = ctx.saved_tensors  # an error where it was changed, or where an earlier pass gave the graph away
         if torch.is_grad_enabled():
             return _differentiable_gradient(pred, upstream[0], ctx.reference), None, None, None
-        keep = _kept_graph()
+        grad, keep = ctx.grad, _kept_graph()
         in_place = not keep and not ctx.given_out  # else the caller of an earlier pass may hold this very gradient
         if keep:
             ctx.given_out = True
         else:
-            ctx.reference = None
+            ctx.grad = ctx.reference = None
         return ctx.backend.rescale(grad, upstream[0], in_place), None, None, None
+
+
+# What apply() of a function does once it has found no transform of functorch; choose() has found none.
+_apply: Callable[..., Tensor] = super(torch.autograd.Function, _Total).apply
 
 
 class _Elements(torch.autograd.Function):

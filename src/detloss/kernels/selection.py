@@ -176,7 +176,7 @@ def _refusal_of_state(call: Request, compiling: bool) -> str | None:
     for tensor in call.tensors():
         if tensor is not None and tensor.requires_grad:
             return "targets or weights that need a gradient"
-    if call.pred.device.type != "cpu" and value_checks_enabled(call.pred):
+    if not call.pred.is_cpu and value_checks_enabled(call.pred):
         return "checks of values on the accelerator are on"
     return None
 
@@ -198,11 +198,10 @@ def _back_end_for(device: str) -> tuple[str, str | None]:
     return (name, _problem_of(name, mode == name) or None) if name else ("", f"no kernels for device {device!r}")
 
 
-def choose(call: Request) -> tuple[str, str | None]:
+def choose(call: Request, compiling: bool) -> tuple[str, str | None]:
     """Name of the back-end for a call, and why it does not take it (``None`` when it does). Reads metadata only."""
-    name, problem = _back_end_for(call.pred.device.type)
+    name, problem = _back_end_for("cpu" if call.pred.is_cpu else call.pred.device.type)  # the name of a device is made anew
     if problem is None:
-        compiling = torch.compiler.is_compiling()
         problem = _refusal_of_tensor(call.pred, compiling) or _refusal_of_state(call, compiling) or _loaded[name].refuses(call)
     return name, problem
 
@@ -211,7 +210,7 @@ def match_backend(match: Request) -> Backend | None:
     """The back-end that matches for an assigner, decodes, or compares masks; ``None``: operations of torch do, also compiled."""
     if torch.compiler.is_compiling():
         return None
-    name, problem = choose(match)
+    name, problem = choose(match, False)
     return None if problem else fused_backend(name)
 
 

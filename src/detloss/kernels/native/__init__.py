@@ -29,16 +29,14 @@ class Native:
 
     def refuses(self, call: Request) -> str | None:
         """Why a call is not taken: another device, or an operation without a kernel."""
-        if call.pred.device.type != "cpu":
+        if not call.pred.is_cpu:
             return f"the native kernels run on the CPU, not on {call.pred.device.type!r}"
+        if isinstance(call, Call):
+            family = _FAMILIES.get(call.op)
+            return f"{call.op} has no native kernel" if family is None else family.refuses(call)
         if isinstance(call, BinMeans):
             return expectation.refuses(call)
-        if isinstance(call, PrototypeMasks):
-            return prototypes.refuses(call)
-        if not isinstance(call, Call):
-            return matching.refuses(call)
-        family = _FAMILIES.get(call.op)
-        return f"{call.op} has no native kernel" if family is None else family.refuses(call)
+        return prototypes.refuses(call) if isinstance(call, PrototypeMasks) else matching.refuses(call)
 
     def total(
         self, call: Call, factor: float, divisor: Tensor | None, need_grad: bool, checked: bool

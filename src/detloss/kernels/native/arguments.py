@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
+import math
 import os
+import struct
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ __all__ = [
     "fresh",
     "fresh_like",
     "launch",
+    "packer",
     "pointer",
     "readable",
     "spread_out",
@@ -30,12 +33,31 @@ LARGE = 8 << 20
 _large_pages = os.environ.get("DETLOSS_LARGE_PAGES", "0").strip() == "1"
 
 CPU = torch.device("cpu")
+_NUMBER = torch.zeros((), dtype=torch.float32, device=CPU)
+FLT_MAX = torch.finfo(torch.float32).max
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
-def pointer(x: Tensor | None) -> int | None:
-    """Address of the first element."""
-    return None if x is None else x.data_ptr()
+def packer(*fields: tuple[str, str]) -> Callable[..., bytes]:
+    """What makes the bytes of a structure of kernels.h from its numbers in order: five times as fast as ctypes.Structure.
+
+    Args:
+        fields: names, separated by spaces, and the letter of :mod:`struct` that they share, in the order of the structure.
+    """
+    pack = struct.Struct("".join(letter * len(names.split()) for names, letter in fields)).pack
+
+    def packed(*numbers: float) -> bytes:
+        try:
+            return pack(*numbers)
+        except OverflowError:  # beyond the largest fp32: an infinity, as in arithmetic
+            return pack(*(math.copysign(math.inf, x) if isinstance(x, float) and abs(x) > FLT_MAX else x for x in numbers))
+
+    return packed
+
+
+def pointer(x: Tensor | None) -> int:
+    """Address of the first element; 0 where there is none."""
+    return 0 if x is None else x.data_ptr()
 
 
 def as_fp32(x: Tensor | None) -> Tensor | None:
@@ -56,10 +78,10 @@ def fresh_like(pred: Tensor) -> Tensor:
     return grad
 
 
-def launch(kernel: str, arguments: ctypes.Structure, scale: float) -> tuple[Tensor, bool]:
-    """Run a kernel; its sum times ``scale`` (0-dim fp32), and whether a target is outside its range."""
-    total = fresh()  # written by the kernel: a tensor made from a number takes three times as long
-    bad = getattr(library(), kernel)(ctypes.byref(arguments), torch.get_num_threads(), scale, total.data_ptr())
+def launch(kernel: str, arguments: bytes, scale: float) -> tuple[Tensor, bool]:
+    """Run a kernel on a packed structure; its sum times ``scale`` (0-dim fp32), and whether a target is outside its range."""
+    total = torch.empty_like(_NUMBER)  # written by the kernel; the quickest way to a tensor
+    bad = getattr(library(), kernel)(arguments, torch.get_num_threads(), scale, total.data_ptr())
     return total, bool(bad)
 
 

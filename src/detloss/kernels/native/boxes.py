@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from detloss.kernels.contract import BOX_OPS, Call
-from detloss.kernels.native.arguments import TYPES, as_fp32, fresh, fresh_like, launch, pointer, readable
+from detloss.kernels.native.arguments import TYPES, as_fp32, fresh, fresh_like, launch, packer, pointer, readable
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -16,15 +14,9 @@ OPS = BOX_OPS
 _KINDS = {"giou": 3, "diou": 4, "ciou": 5, "eiou": 6, "siou": 7}
 
 
-class _Boxes(ctypes.Structure):
-    """``struct Boxes`` of kernels.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("pred", "target", "weight", "upstream", "grad", "out")),
-        ("rows", ctypes.c_int64),
-        *((name, ctypes.c_int32) for name in ("type", "target_type", "kind", "format")),
-        *((name, ctypes.c_float) for name in ("eps", "extra", "scale")),
-    ]
+_boxes = packer(
+    ("pred target weight upstream grad out", "P"), ("rows", "q"), ("type target_type kind format", "i"), ("eps extra scale", "f")
+)
 
 
 def refuses(call: Call) -> str | None:
@@ -32,9 +24,9 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _per_row(values: Tensor | None, boxes: torch.Size) -> Tensor | None:
+def _per_row(values: Tensor, boxes: torch.Size) -> Tensor | None:
     """Weights over the leading dimensions of the loss as one number per box; ``boxes`` is the shape of the predictions."""
-    if values is None or values.ndim == len(boxes) - 1:
+    if values.ndim == len(boxes) - 1:
         return as_fp32(values)
     return as_fp32(values.reshape(*values.shape, *(1,) * (len(boxes) - 1 - values.ndim)).expand(boxes[:-1]))
 
@@ -45,14 +37,15 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     if target is None:
         raise TypeError(f"{call.op}: boxes to compare with are missing")
     target = readable(target).contiguous()
-    weight, above = _per_row(call.weight, pred.shape), _per_row(upstream, pred.shape)
+    weight = None if call.weight is None else _per_row(call.weight, pred.shape)
+    above = None if upstream is None else _per_row(upstream, pred.shape)
     result = fresh_like(pred) if need_grad else fresh(*pred.shape[:-1]) if each else None
     address = pointer(result)
     eps, box_format, *extra = call.numbers
     kind = int(extra[0]) if call.op == "iou" else _KINDS[call.op]
-    arguments = _Boxes(
-        pred.data_ptr(), target.data_ptr(), pointer(weight), pointer(above), address if need_grad else None,
-        address if each else None, pred.numel() // 4, TYPES[pred.dtype], TYPES[target.dtype], kind, int(box_format),
+    arguments = _boxes(
+        pred.data_ptr(), target.data_ptr(), pointer(weight), pointer(above), address if need_grad else 0,
+        address if each else 0, pred.numel() // 4, TYPES[pred.dtype], TYPES[target.dtype], kind, int(box_format),
         eps, extra[0] if extra else 0.0, scale,
     )  # fmt: skip
     total, bad = launch("detloss_boxes", arguments, scale)

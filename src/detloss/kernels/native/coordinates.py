@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call
 from detloss.kernels.layout import element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_target, fresh, fresh_like, launch, pointer, spread_out
+from detloss.kernels.native.arguments import TYPES, as_target, fresh, fresh_like, launch, packer, pointer, spread_out
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -17,15 +15,9 @@ _KINDS = {"l1": 0, "smooth_l1": 1, "mse": 2, "huber": 3}
 OPS = frozenset(_KINDS)
 
 
-class _Coordinates(ctypes.Structure):
-    """``struct Coordinates`` of kernels.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("pred", "target", "weight", "upstream", "grad", "out")),
-        *((name, ctypes.c_int64) for name in ("count", "per_weight")),
-        *((name, ctypes.c_int32) for name in ("type", "target_type", "op")),
-        *((name, ctypes.c_float) for name in ("beta", "scale")),
-    ]
+_coordinates = packer(
+    ("pred target weight upstream grad out", "P"), ("count per_weight", "q"), ("type target_type op", "i"), ("beta scale", "f")
+)
 
 
 def refuses(call: Call) -> str | None:
@@ -43,9 +35,9 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     above = None if upstream is None else in_order(upstream.to(torch.float32), layout)
     result = fresh_like(pred) if need_grad else fresh(*pred.shape) if each else None
     per_weight = 1 if weight is None else pred.numel() // weight.numel()
-    arguments = _Coordinates(
+    arguments = _coordinates(
         pointer(pred), pointer(target), pointer(weight), pointer(above),
-        pointer(result) if need_grad else None, pointer(result) if each else None, pred.numel(), per_weight,
+        pointer(result) if need_grad else 0, pointer(result) if each else 0, pred.numel(), per_weight,
         TYPES[pred.dtype], TYPES[target.dtype], _KINDS[call.op], call.numbers[0] if call.numbers else 1.0, scale,
     )  # fmt: skip
     total, bad = launch("detloss_coordinates", arguments, scale)

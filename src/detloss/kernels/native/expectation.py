@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import ctypes
-
 from torch import Tensor
 
 from detloss.kernels.means import BinMeans
-from detloss.kernels.native.arguments import TYPES, fresh, launch, pointer
+from detloss.kernels.native.arguments import TYPES, fresh, launch, packer, pointer
 
 __all__ = ["OPS", "refuses", "run"]
 
 OPS = frozenset({BinMeans.op})
 
 
-class _Expectation(ctypes.Structure):
-    """``struct Expectation`` of kernels.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("x", "out")),
-        *((name, ctypes.c_int64) for name in ("images", "stride", "groups", "bins", "inner")),
-        ("type", ctypes.c_int32),
-    ]
+_expectation = packer(("x out", "P"), ("images stride groups bins inner", "q"), ("type", "i"))
 
 
 def refuses(means: BinMeans) -> str | None:
@@ -36,6 +27,6 @@ def run(means: BinMeans) -> Tensor:
     if x.stride()[1:] != (bins * inner, inner, 1):
         x = x.contiguous()
     out = fresh(images, groups, inner)
-    arguments = _Expectation(pointer(x), pointer(out), images, x.stride(0), groups, bins, inner, TYPES[x.dtype])
+    arguments = _expectation(pointer(x), pointer(out), images, x.stride(0), groups, bins, inner, TYPES[x.dtype])
     launch("detloss_expectation", arguments, 1.0)
     return out

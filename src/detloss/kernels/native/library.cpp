@@ -34,8 +34,13 @@ constexpr int64_t CHUNK = 1 << 16;  // numbers per piece of work; fixed, so that
 template <class Call>
 static Partial run(const Call& call, void (*kernel)(const Call&, int64_t, int64_t, Partial&), int threads) {
   const int64_t count = units(call), grain = 1 + (CHUNK - 1) / numbers_per_unit(call), pieces = (count + grain - 1) / grain;
+  if (pieces == 1) {  // as most calls with a few hundred rows: no team, no memory
+    Partial all{0.0, 0};
+    kernel(call, 0, count, all);
+    return all;
+  }
   std::vector<Partial> partial(size_t(pieces), Partial{0.0, 0});
-#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && pieces > 1)
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1)
   for (int64_t i = 0; i < pieces; i++) {
     const int64_t end = (i + 1) * grain;
     kernel(call, i * grain, end < count ? end : count, partial[size_t(i)]);

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from detloss.kernels.native.arguments import launch, pointer
+from detloss.kernels.native.arguments import launch, packer, pointer
 from detloss.kernels.prototypes import PrototypeMasks
 
 __all__ = ["OPS", "refuses", "run"]
@@ -15,13 +13,7 @@ __all__ = ["OPS", "refuses", "run"]
 OPS = frozenset({PrototypeMasks.op})
 
 
-class _Prototypes(ctypes.Structure):
-    """``struct Prototypes`` of kernels.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("rows", "maps", "masks", "weight", "crops", "first", "by_rows", "by_maps")),
-        *((name, ctypes.c_int64) for name in ("images", "count", "height", "width")),
-    ]
+_prototypes = packer(("rows maps masks weight crops first by_rows by_maps", "P"), ("images count height width", "q"))
 
 
 def refuses(masks: PrototypeMasks) -> str | None:
@@ -37,5 +29,5 @@ def run(masks: PrototypeMasks, need_grad: bool) -> tuple[Tensor, Tensor | None, 
     by_rows, by_maps = (torch.zeros_like(x) if need_grad else None for x in (rows, maps))
     weight, crops, first = masks.weight.float().contiguous(), masks.crops.contiguous(), masks.first_crops()
     places = map(pointer, (rows, maps, truth, weight, crops, first, by_rows, by_maps))
-    total, _ = launch("detloss_prototypes", _Prototypes(*places, images, count, height, width), 1.0)
+    total, _ = launch("detloss_prototypes", _prototypes(*places, images, count, height, width), 1.0)
     return total, by_rows, by_maps

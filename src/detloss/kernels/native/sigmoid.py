@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import ctypes
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import ELEMENT, POSITION, class_layout, element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh, fresh_like, launch, pointer, spread_out
+from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh, fresh_like, launch, packer, pointer, spread_out
 
 __all__ = ["OPS", "refuses", "run"]
 
-_POINTERS = ("x", "index", "target", "score", "weight", "upstream", "class_weight", "alpha", "grad", "out")
-_SIZES = ("outer", "classes", "inner", "ignore")
-_KINDS = ("type", "target_type", "weight_spread", "upstream_spread", "out_spread", "op", "weigh_by_quality")
-_REALS = ("gamma", "positive", "negative", "smoothing", "scale")
-
-
-class _Sigmoid(ctypes.Structure):
-    """``struct Sigmoid`` of kernels.h."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in _POINTERS),
-        *((name, ctypes.c_int64) for name in _SIZES),
-        *((name, ctypes.c_int32) for name in _KINDS),
-        *((name, ctypes.c_float) for name in _REALS),
-    ]
-
-
+_sigmoid = packer(
+    ("x index target score weight upstream class_weight alpha grad out", "P"),
+    ("outer classes inner ignore", "q"),
+    ("type target_type weight_spread upstream_spread out_spread op weigh_by_quality", "i"),
+    ("gamma positive negative smoothing scale", "f"),
+)
 FOCAL, QUALITY, VARIFOCAL = range(3)
 
 
-def _numbers(call: Call) -> dict[str, Any]:
-    """The numbers of an operation by the names of the structure."""
+def _numbers(call: Call) -> tuple[int, int, float, float, float, float]:
+    """The numbers of an operation: from ``op`` to ``smoothing`` of the structure."""
     if call.op == "sigmoid_focal":
         gamma, positive, negative, smoothing = call.numbers
-        return {"op": FOCAL, "gamma": gamma, "positive": positive, "negative": negative, "smoothing": smoothing}
+        return FOCAL, 0, gamma, positive, negative, smoothing
     if call.op == "binary_cross_entropy":
-        return {"op": FOCAL, "gamma": 0.0, "positive": 1.0, "negative": 1.0, "smoothing": call.numbers[0]}
+        return FOCAL, 0, 0.0, 1.0, 1.0, call.numbers[0]
     if call.op == "quality_focal":
-        return {"op": QUALITY, "gamma": call.numbers[0], "positive": 1.0, "negative": 1.0}
+        return QUALITY, 0, call.numbers[0], 1.0, 1.0, 0.0
     alpha, gamma, weighted = call.numbers
-    return {"op": VARIFOCAL, "gamma": gamma, "positive": 1.0, "negative": alpha, "weigh_by_quality": int(weighted)}
+    return VARIFOCAL, int(weighted), gamma, 1.0, alpha, 0.0
 
 
 OPS = frozenset({"sigmoid_focal", "binary_cross_entropy", "quality_focal", "varifocal"})
@@ -75,14 +61,12 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         result = fresh_like(pred)
     elif each:
         result = fresh(*(loss_shape(call) if lost else pred.shape))
-    arguments = _Sigmoid(
-        x=pointer(pred), index=pointer(index), target=pointer(target), score=pointer(score), weight=pointer(weight),
-        upstream=pointer(above), class_weight=pointer(class_weight), alpha=pointer(alpha),
-        grad=pointer(result) if need_grad else None, out=pointer(result) if each else None,
-        outer=layout.outer, classes=layout.classes, inner=layout.inner, ignore=call.ignore_index,
-        type=TYPES[pred.dtype], target_type=0 if target is None else TYPES[target.dtype],
-        weight_spread=weight_spread, upstream_spread=upstream_spread, out_spread=POSITION if lost else ELEMENT,
-        scale=scale, **_numbers(call),
+    arguments = _sigmoid(
+        pointer(pred), pointer(index), pointer(target), pointer(score), pointer(weight), pointer(above),
+        pointer(class_weight), pointer(alpha), pointer(result) if need_grad else 0, pointer(result) if each else 0,
+        layout.outer, layout.classes, layout.inner, call.ignore_index,
+        TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype],
+        weight_spread, upstream_spread, POSITION if lost else ELEMENT, *_numbers(call), scale,
     )  # fmt: skip
     total, bad = launch("detloss_sigmoid", arguments, scale)
     if result is not None and not (each and lost):

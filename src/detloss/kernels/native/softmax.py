@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -16,6 +14,7 @@ from detloss.kernels.native.arguments import (
     fresh,
     fresh_like,
     launch,
+    packer,
     pointer,
     readable,
     spread_out,
@@ -28,15 +27,12 @@ CLASSES, DISTRIBUTION, DIVERGENCE = range(3)
 _FORMS = {"distribution_focal": DISTRIBUTION, "kl_divergence": DIVERGENCE}
 
 
-class _Softmax(ctypes.Structure):
-    """``struct Softmax`` of kernels.h."""
-
-    _fields_ = [
-        *((n, ctypes.c_void_p) for n in ("x", "index", "target", "weight", "upstream", "class_weight", "alpha", "grad", "out")),
-        *((name, ctypes.c_int64) for name in ("outer", "classes", "inner", "ignore")),
-        *((name, ctypes.c_int32) for name in ("type", "target_type", "op")),
-        *((name, ctypes.c_float) for name in ("gamma", "smoothing", "temperature", "scale")),
-    ]
+_softmax = packer(
+    ("x index target weight upstream class_weight alpha grad out", "P"),
+    ("outer classes inner ignore", "q"),
+    ("type target_type op", "i"),
+    ("gamma smoothing temperature scale", "f"),
+)
 
 
 def refuses(call: Call) -> str | None:
@@ -71,9 +67,9 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     index = None if call.index is None else call.index.to(torch.int64).contiguous()
     class_weight, alpha = as_fp32(call.class_weight), as_fp32(call.alpha)
     result = fresh_like(pred) if need_grad else fresh(*loss_shape(call)) if each else None
-    arguments = _Softmax(
+    arguments = _softmax(
         pointer(pred), pointer(index), pointer(target), pointer(weight), pointer(above), pointer(class_weight), pointer(alpha),
-        pointer(result) if need_grad else None, pointer(result) if each else None,
+        pointer(result) if need_grad else 0, pointer(result) if each else 0,
         layout.outer, layout.classes, layout.inner, call.ignore_index,
         TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype], _FORMS.get(call.op, CLASSES),
         *_numbers(call), scale,
