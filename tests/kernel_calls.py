@@ -202,9 +202,28 @@ def _pairs_of_boxes() -> Iterator[Pair]:
                 yield Pair(f"{op}-{form}-{scale}", call, reference)
 
 
+def _pairs_of_masks() -> Iterator[Pair]:
+    """Masks of few and of many pixels; perfect ones, empty ones, targets between 0 and 1."""
+    for number, pixels in ((7, 33), (3, 5000), (40, 784)):
+        logits = torch.randn(number, pixels, generator=_generator()) * 4
+        soft = torch.rand(number, pixels, generator=_generator(3))
+        hard = (soft > 0.6).float()
+        logits[0], hard[1], soft[1] = hard[0] * 400 - 200, 0, 0
+        weight = _weight((number,))
+        for name, target, function, options, numbers in (
+            ("dice", hard, F.dice_loss, {}, (0.5, 0.5, 0.5, 0.0)),
+            ("dice-0", hard, F.dice_loss, {"smooth": 0.0}, (0.5, 0.5, 0.0, 0.0)),
+            ("dice-squared", soft, F.dice_loss, {"squared": True, "smooth": 0.1}, (0.5, 0.5, 0.05, 1.0)),
+            ("tversky", soft, F.tversky_loss, {"alpha": 0.3, "beta": 0.9}, (0.3, 0.9, 1.0, 0.0)),
+        ):
+            w = weight if target is soft else None
+            call = Call("tversky", logits, target=target, weight=w, numbers=numbers)
+            yield Pair(f"{name}-{pixels}", call, partial(function, target=target, weight=w, reduction="none", **options))
+
+
 def pairs() -> list[Pair]:
     """All calls, with unique names."""
-    made = [*_pairs_of_classes(), *_pairs_of_numbers(), *_pairs_of_distillation(), *_pairs_of_boxes()]
+    made = [*_pairs_of_classes(), *_pairs_of_numbers(), *_pairs_of_distillation(), *_pairs_of_boxes(), *_pairs_of_masks()]
     return [replace(pair, id=f"{pair.id}-{number}") for number, pair in enumerate(made)]
 
 

@@ -14,7 +14,7 @@ from detloss import functional as F
 from detloss.kernels.contract import Call
 
 pytest.importorskip("triton", reason="the kernels are written in Triton: install triton")
-from detloss.kernels.triton_backend import BACKEND, boxes, coordinates, distribution, sigmoid, softmax
+from detloss.kernels.triton_backend import BACKEND, boxes, coordinates, distribution, masks, sigmoid, softmax
 
 PAIRS = calls.pairs()
 # One of each operation. Gradients of boxes of a thousandth of a pixel are beyond fp16.
@@ -33,6 +33,7 @@ def poison_and_small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(distribution, "CELLS", 512)
     monkeypatch.setattr(coordinates, "BLOCK_SIZE", 512)
     monkeypatch.setattr(boxes, "BLOCK_SIZE", 128)
+    monkeypatch.setattr(masks, "BLOCK_SIZE", 256)
     with detloss.kernels.use("reference"):
         yield
 

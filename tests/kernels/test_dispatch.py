@@ -60,7 +60,9 @@ def test_backend_says_what_runs_and_why() -> None:
         assert str(kernels.backend("giou_loss", torch.zeros(2, 4))) == "native: giou on cpu"
         assert str(kernels.backend("giou_loss", torch.zeros(2, 4).double())) == "reference: float64 predictions"
         assert str(kernels.backend("giou_loss", torch.zeros(0, 4))) == "reference: empty predictions"
-        assert str(kernels.backend(detloss.DiceLoss())) == "reference: DiceLoss has no kernel"
+        assert str(kernels.backend(detloss.DiceLoss(), torch.zeros(2, 9))) == "native: tversky on cpu"
+        assert str(kernels.backend(detloss.DiceLoss(activated=True))) == "reference: DiceLoss has no kernel"
+        assert str(kernels.backend(detloss.LovaszHingeLoss())) == "reference: LovaszHingeLoss has no kernel"
         assert str(kernels.backend("giou", torch.zeros(2, 4, device="meta"))) == "reference: no kernels for device 'meta'"
     with kernels.use("reference"):
         assert str(kernels.backend()) == "reference: asked for"
@@ -76,6 +78,7 @@ def test_backend_knows_the_functions_that_the_options_of_a_module_choose() -> No
         detloss.IoULoss(): "iou", detloss.SmoothL1Loss(): "smooth_l1", detloss.DistributionFocalLoss(): "distribution_focal",
         detloss.KnowledgeDistillationKLDivLoss(): "kl_divergence", detloss.LocalizationDistillationLoss(): "kl_divergence",
         detloss.VarifocalLoss(): "varifocal", detloss.HuberLoss(): "huber", detloss.BalancedL1Loss(): "",
+        detloss.DiceLoss(): "tversky", detloss.TverskyLoss(): "tversky", detloss.TverskyLoss(activated=True): "", F.dice_loss: "tversky",
     }  # fmt: skip
     assert {loss: operation_of(loss) for loss in expected} == expected
     functions = {F.sigmoid_focal_loss: "sigmoid_focal", F.ciou_loss: "ciou", F.centerness_loss: "binary_cross_entropy"}

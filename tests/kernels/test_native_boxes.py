@@ -79,6 +79,7 @@ def test_one_special_pair_among_plain_ones(name: str, instruction_set: str) -> N
 def test_boxes_of_any_size(name: str, scale: float, instruction_set: str) -> None:
     pred, target = (boxes * scale for boxes in plain_pairs(200))
     check(name, pred, target)
+    check(name, target + scale * torch.rand(200, 4), target)  # none of them apart
 
 
 @every_loss

@@ -7,6 +7,9 @@ or ``[N, ...]``), targets in [0, 1] (bool and integer masks are fine); ``weight`
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -17,13 +20,12 @@ from detloss.checks import (
     check_same_shape,
     check_tensor,
     shape_of,
-    upcast,
 )
 from detloss.functional.classification import binary_cross_entropy
 from detloss.functional.targets import dense_target
 from detloss.kernels.contract import Call
 from detloss.kernels.dispatch import fused_loss
-from detloss.reduction import check_reduction, mute, reduce_loss
+from detloss.reduction import check_reduction
 from detloss.types import Number, Reduction
 from detloss.values import check_class_indices, check_unit_interval
 
@@ -78,15 +80,51 @@ def mask_bce_loss(
     return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction)
 
 
-def _probabilities(where: str, pred: Tensor, target: Tensor, weight: Tensor | None, activated: bool) -> tuple[Tensor, Tensor]:
-    """Probabilities and targets as ``[N, pixels]``."""
+Shares: TypeAlias = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _mask_loss(
+    where: str,
+    shares: Shares,
+    pred: Tensor,
+    target: Tensor,
+    *,
+    numbers: tuple[float, float, float, float],
+    smooth: float,
+    activated: bool,
+    weight: Tensor | None,
+    avg_factor: Number | Tensor | None,
+    reduction: Reduction,
+) -> Tensor:
+    """Check, sum over the pixels of each mask, reduce: what the losses of whole masks share.
+
+    Args:
+        where: name of the loss, for error messages.
+        shares: probabilities and targets ``[N, pixels]`` to (whole − part) and whole.
+        pred: as for the losses.
+        target: as for the losses.
+        numbers: of the same loss as the operation ``tversky`` of :mod:`detloss.kernels.contract`.
+        smooth: added to the whole.
+        activated: as for the losses.
+        weight: as for the losses.
+        avg_factor: as for the losses.
+        reduction: as for the losses.
+    """
     check_same_shape(where, pred, target)
     if pred.ndim < 2:
         raise ValueError(f"{where}: masks must have shape [N, ...] with at least one pixel dimension; got {shape_of(pred)}")
-    muted = mute(where, upcast(pred).flatten(1), weight, pred.shape[:1], reduced_dim=-1)
-    if activated:
-        check_unit_interval(where, "probabilities (activated=True)", muted)
-    return (muted if activated else muted.sigmoid()), dense_target(where, muted, target.flatten(1))
+    flat = target.flatten(1)
+
+    def formula(pred: Tensor) -> Tensor:
+        if activated:
+            check_unit_interval(where, "probabilities (activated=True)", pred)
+        missing, whole = shares(pred if activated else pred.sigmoid(), dense_target(where, pred, flat))
+        # 1 − (part + s)/(whole + s) as (whole − part)/(whole + s), which is exactly 0 for a perfect and for an empty pair.
+        tiny = torch.finfo(whole.dtype).tiny
+        return missing / (whole + smooth if smooth >= tiny else (whole + smooth).clamp(min=tiny))
+
+    call = Call("tversky", pred.flatten(1), target=flat, weight=weight, numbers=numbers)
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=not activated)
 
 
 def dice_loss(
@@ -112,15 +150,18 @@ def dice_loss(
     >>> dice_loss(torch.full((1, 4), 100.0), torch.tensor([[1.0, 1.0, 0.0, 0.0]]), smooth=0.0)  # 1 − 4/6
     tensor(0.3333)
     """
-    where = "dice_loss"
-    check_non_negative(where, smooth=smooth)
-    check_reduction(where, reduction, avg_factor)
-    p, t = _probabilities(where, pred, target, weight, activated)
-    # Sizes ahead of the product: the backward pass then adds their gradient to that of the product in place.
-    p_size, t_size = (p.square(), t.square()) if squared else (p, t)
-    whole = p_size.sum(-1) + t_size.sum(-1)
-    missing = torch.sub(whole, (p * t).sum(-1), alpha=2)
-    return _missing_share(where, missing, whole, smooth, weight, avg_factor, reduction)
+    check_non_negative("dice_loss", smooth=smooth)
+
+    def shares(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # Sizes ahead of the product: the backward pass then adds their gradient to that of the product in place.
+        p_size, t_size = (p.square(), t.square()) if squared else (p, t)
+        whole = p_size.sum(-1) + t_size.sum(-1)
+        return torch.sub(whole, (p * t).sum(-1), alpha=2), whole
+
+    return _mask_loss(
+        "dice_loss", shares, pred, target, numbers=(0.5, 0.5, 0.5 * smooth, float(squared)), smooth=smooth, activated=activated,
+        weight=weight, avg_factor=avg_factor, reduction=reduction,
+    )  # fmt: skip
 
 
 def tversky_loss(
@@ -149,27 +190,16 @@ def tversky_loss(
     >>> tversky_loss(torch.full((1, 4), 100.0), torch.tensor([[1.0, 1.0, 0.0, 0.0]]), smooth=0.0)  # 1 − 2/3
     tensor(0.3333)
     """
-    where = "tversky_loss"
-    check_non_negative(where, alpha=alpha, beta=beta, smooth=smooth)
-    check_reduction(where, reduction, avg_factor)
-    p, t = _probabilities(where, pred, target, weight, activated)
-    # FP = Σ p − TP and FN = Σ t − TP; p first, see dice_loss.
-    p_size, t_size = p.sum(-1), t.sum(-1)
-    common = (p * t).sum(-1)
-    missing = alpha * (p_size - common) + beta * (t_size - common)
-    return _missing_share(where, missing, common + missing, smooth, weight, avg_factor, reduction)
+    check_non_negative("tversky_loss", alpha=alpha, beta=beta, smooth=smooth)
 
+    def shares(p: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        # FP = Σ p − TP and FN = Σ t − TP; p first, see dice_loss.
+        p_size, t_size = p.sum(-1), t.sum(-1)
+        common = (p * t).sum(-1)
+        missing = alpha * (p_size - common) + beta * (t_size - common)
+        return missing, common + missing
 
-def _missing_share(
-    where: str,
-    missing: Tensor,
-    whole: Tensor,
-    smooth: float,
-    weight: Tensor | None,
-    avg_factor: Number | Tensor | None,
-    reduction: Reduction,
-) -> Tensor:
-    """1 − (part + s)/(whole + s) as (whole − part)/(whole + s), which is exactly 0 for a perfect and for an empty pair."""
-    tiny = torch.finfo(whole.dtype).tiny
-    loss = missing / (whole + smooth if smooth >= tiny else (whole + smooth).clamp(min=tiny))
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+    return _mask_loss(
+        "tversky_loss", shares, pred, target, numbers=(alpha, beta, smooth, 0.0), smooth=smooth, activated=activated,
+        weight=weight, avg_factor=avg_factor, reduction=reduction,
+    )  # fmt: skip

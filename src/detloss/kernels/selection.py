@@ -50,6 +50,7 @@ _OP_OF = {
     "MaskBCELoss": "binary_cross_entropy", "mask_bce": "binary_cross_entropy",
     "MaskFocalLoss": "sigmoid_focal", "mask_focal": "sigmoid_focal",
     "KnowledgeDistillationKLDivLoss": "kl_divergence", "kl_distillation": "kl_divergence",
+    "DiceLoss": "tversky", "dice": "tversky", "TverskyLoss": "tversky",
     "LocalizationDistillationLoss": "kl_divergence", "localization_distillation": "kl_divergence",
     "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
     "HungarianAssigner": "pair_cost",
@@ -226,6 +227,8 @@ def operation_of(loss: Any) -> str:
     name = loss if isinstance(loss, str) else getattr(loss, "__name__", type(loss).__name__)
     if getattr(loss, "use_mask", False):
         return "binary_cross_entropy"
+    if getattr(loss, "activated", False):  # masks of probabilities
+        return ""
     by_module = _WITH_SIGMOID.get((name, bool(getattr(loss, "use_sigmoid", name == "FocalLoss"))))
     op = by_module or _OP_OF.get(name) or _OP_OF.get(name.removesuffix("_loss")) or name.removesuffix("_loss")
     return op if op in OPS | MATCH_OPS | {BinMeans.op, PrototypeMasks.op} else ""

@@ -31,16 +31,17 @@ INLINE void plain_corners(const PlainAxis& a, const PlainSlopes& s, float& d1, f
   d2 = 0.5f * s.offset + s.size + (a.t2 < a.p2 ? s.enclosing : common);
 }
 
-// Every kind but SIOU.
+// Every kind but SIOU. Sides of more than eps of the enclosing ones make a union of more than eps of the enclosing area, or no
+// intersection: the bound of the union needs no look.
 template <int KIND>
 INLINE Pair plain_pair_of(float p1, float q1, float p2, float q2, float t1, float u1, float t2, float u2, float eps, float extra,
                           int32_t& special) {
   static_assert(KIND != Boxes::SIOU, "has no plain form");
   const PlainAxis x = plain_axis(p1, p2, t1, t2), y = plain_axis(q1, q2, u1, u2);
   const float common_x = at_least_0(x.common), common_y = at_least_0(y.common), common = common_x * common_y;
-  const float area = x.size * y.size + x.target * y.target - common, hull = x.enclosing * y.enclosing;
+  const float area = x.size * y.size + x.target * y.target - common;
   const float inverse = 1.0f / area, ratio = common * inverse, iou = at_most(ratio, 1.0f);
-  special = is_special(x, eps) | is_special(y, eps) | int32_t(area <= eps * hull);
+  special = is_special(x, eps) | is_special(y, eps);
   float by_iou = -1.0f, loss = 1.0f - iou;
   if (KIND == Boxes::LOG) {
     const float c = at_least(iou, eps);
@@ -53,7 +54,7 @@ INLINE Pair plain_pair_of(float p1, float q1, float p2, float q2, float t1, floa
   const float by_ratio = by_iou * inverse;
   float by_area = -by_ratio * ratio, by_hull = 0.0f;
   if (KIND == Boxes::GIOU) {
-    const float per = 1.0f / hull, share = area * per;
+    const float per = 1.0f / (x.enclosing * y.enclosing), share = area * per;
     loss += at_least_0(1.0f - share);
     const float open = share < 1.0f ? per : 0.0f;
     by_area -= open;

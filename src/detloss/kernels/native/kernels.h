@@ -77,6 +77,17 @@ struct Coordinates {
   float beta, scale;
 };
 
+// Losses of whole masks: sums over the pixels of each.
+struct Masks {
+  const void *x, *target;  // [rows, pixels]
+  const float *weight, *upstream;  // [rows] or null
+  void* grad;  // like x, or null
+  float* out;  // [rows] or null
+  int64_t rows, pixels;
+  int32_t type, target_type, squared;
+  float alpha, beta, smooth, scale;
+};
+
 // Means of the bins of x[images, groups, bins, inner]; an image is `stride` numbers after the one before.
 struct Expectation {
   const void* x;
@@ -109,6 +120,7 @@ struct InstructionSet {
   void (*boxes)(const Boxes&, int64_t begin, int64_t end, Partial&);
   void (*softmax)(const Softmax&, int64_t begin, int64_t end, Partial&);
   void (*coordinates)(const Coordinates&, int64_t begin, int64_t end, Partial&);
+  void (*masks)(const Masks&, int64_t begin, int64_t end, Partial&);
   void (*expectation)(const Expectation&, int64_t begin, int64_t end, Partial&);
   void (*prototypes)(const Prototypes&, int64_t begin, int64_t end, Partial&);
   const Matching* matching;
@@ -127,6 +139,8 @@ int64_t numbers_per_unit(const Softmax&);
 int64_t positions_per_unit(const Softmax&);
 int64_t units(const Coordinates&);
 int64_t numbers_per_unit(const Coordinates&);
+int64_t units(const Masks&);
+int64_t numbers_per_unit(const Masks&);
 int64_t units(const Expectation&);
 int64_t numbers_per_unit(const Expectation&);
 int64_t units(const Prototypes&);

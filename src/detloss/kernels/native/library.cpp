@@ -88,6 +88,9 @@ int64_t numbers_per_unit(const Softmax& a) { return positions_per_unit(a) * a.cl
 int64_t units(const Coordinates& a) { return (a.count + TILE - 1) / TILE; }
 int64_t numbers_per_unit(const Coordinates&) { return TILE; }
 
+int64_t units(const Masks& a) { return a.rows; }
+int64_t numbers_per_unit(const Masks& a) { return a.pixels; }
+
 // A row, or a tile of the positions of one group.
 int64_t units(const Expectation& a) {
   return a.inner == 1 ? a.images : a.images * a.groups * ((a.inner + BOXES - 1) / BOXES);
@@ -107,7 +110,7 @@ using namespace detloss;
 extern "C" {
 
 // Version of the calls below; the Python side refuses a library of another one.
-EXPORT int detloss_version() { return 7; }
+EXPORT int detloss_version() { return 8; }
 
 EXPORT const char* detloss_instruction_set() { return chosen->name; }
 
@@ -149,6 +152,10 @@ EXPORT int detloss_boxes(const Boxes* call, int threads, double factor, float* t
 
 EXPORT int detloss_coordinates(const Coordinates* call, int threads, double factor, float* total) {
   return answer(run(*call, chosen->coordinates, threads), factor, total);
+}
+
+EXPORT int detloss_masks(const Masks* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->masks, threads), factor, total);
 }
 
 EXPORT int detloss_expectation(const Expectation* call, int threads, double factor, float* total) {

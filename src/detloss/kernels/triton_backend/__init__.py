@@ -20,6 +20,7 @@ from detloss.kernels.triton_backend import (
     distribution,
     divergence,
     expectation,
+    masks,
     max_iou,
     pair_cost,
     prototypes,
@@ -30,7 +31,7 @@ from detloss.kernels.triton_backend.sums import finished, rescaled
 
 __all__ = ["BACKEND", "Triton"]
 
-_LOSSES = (sigmoid, softmax, divergence, distribution, coordinates, boxes)
+_LOSSES = (sigmoid, softmax, divergence, distribution, coordinates, boxes, masks)
 _MATCHES = (aligned, atss, max_iou, pair_cost)
 _FAMILIES: dict[str, ModuleType] = {op: family for family in (*_LOSSES, *_MATCHES, expectation, prototypes) for op in family.OPS}
 
