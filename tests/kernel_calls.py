@@ -202,6 +202,29 @@ def _pairs_of_boxes() -> Iterator[Pair]:
                 yield Pair(f"{op}-{form}-{scale}", call, reference)
 
 
+def _pairs_of_rotated_boxes() -> Iterator[Pair]:
+    """Near, far and nested, turned a little, a quarter, many turns; long and thin, inverted, sideless, identical."""
+    number = 200
+    target = torch.rand(number, 5, generator=_generator()) * torch.tensor([400.0, 400, 90, 90, 3.2])
+    target[:, 2:4] += 1
+    pred = target + torch.randn(number, 5, generator=_generator(1)) * torch.tensor([9.0, 9, 5, 5, 0.3])
+    pred[40:60, 4] += torch.pi / 2
+    pred[60:70, 4] += 40 * torch.pi
+    pred[70:90, :2] += 300
+    pred[90:95], target[95:100, 4] = target[90:95], pred[95:100, 4]
+    target[100:110, 2], target[110:120, 3] = 300.0, 0.7
+    pred[100:120, :4] = target[100:120, :4] + 0.1
+    pred[120:124, 2], pred[124:128, 3], pred[128:130, 2:4], target[130:134, 2] = -3.0, 0.0, -5.0, 0.0
+    weight = _weight((number,))
+    for mode, form in (("l1", 0.0), ("l2", 1.0)):
+        for scale in (1.0, 1e-3):
+            w = weight if scale == 1 else None
+            p, t = (x * torch.tensor([scale, scale, scale, scale, 1.0]) for x in (pred, target))
+            call = Call("probiou", p, target=t, weight=w, numbers=(1e-4, form))
+            reference = partial(F.probiou_loss, target=t, weight=w, mode=mode, eps=1e-4, reduction="none")
+            yield Pair(f"probiou-{mode}-{scale}", call, reference)
+
+
 def _pairs_of_masks() -> Iterator[Pair]:
     """Masks of few and of many pixels; perfect ones, empty ones, targets between 0 and 1."""
     for number, pixels in ((7, 33), (3, 5000), (40, 784)):
@@ -223,7 +246,14 @@ def _pairs_of_masks() -> Iterator[Pair]:
 
 def pairs() -> list[Pair]:
     """All calls, with unique names."""
-    made = [*_pairs_of_classes(), *_pairs_of_numbers(), *_pairs_of_distillation(), *_pairs_of_boxes(), *_pairs_of_masks()]
+    made = [
+        *_pairs_of_classes(),
+        *_pairs_of_numbers(),
+        *_pairs_of_distillation(),
+        *_pairs_of_boxes(),
+        *_pairs_of_rotated_boxes(),
+        *_pairs_of_masks(),
+    ]
     return [replace(pair, id=f"{pair.id}-{number}") for number, pair in enumerate(made)]
 
 

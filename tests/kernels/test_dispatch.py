@@ -78,7 +78,8 @@ def test_backend_knows_the_functions_that_the_options_of_a_module_choose() -> No
         detloss.IoULoss(): "iou", detloss.SmoothL1Loss(): "smooth_l1", detloss.DistributionFocalLoss(): "distribution_focal",
         detloss.KnowledgeDistillationKLDivLoss(): "kl_divergence", detloss.LocalizationDistillationLoss(): "kl_divergence",
         detloss.VarifocalLoss(): "varifocal", detloss.HuberLoss(): "huber", detloss.BalancedL1Loss(): "",
-        detloss.DiceLoss(): "tversky", detloss.TverskyLoss(): "tversky", detloss.TverskyLoss(activated=True): "", F.dice_loss: "tversky",
+        detloss.DiceLoss(): "tversky", detloss.TverskyLoss(): "tversky", detloss.TverskyLoss(activated=True): "",
+        F.dice_loss: "tversky", detloss.ProbIoULoss(): "probiou", detloss.KLDLoss(): "",
     }  # fmt: skip
     assert {loss: operation_of(loss) for loss in expected} == expected
     functions = {F.sigmoid_focal_loss: "sigmoid_focal", F.ciou_loss: "ciou", F.centerness_loss: "binary_cross_entropy"}

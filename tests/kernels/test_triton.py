@@ -141,6 +141,9 @@ def usual_calls() -> dict[str, Callable[[], object]]:
     for op, extra in (("iou", 2.0), ("giou", 0.0), ("diou", 0.0), ("ciou", -1.0), ("eiou", 0.0), ("siou", 4.0)):
         boxes = torch.empty(64, 4)
         add(op, Call(op, boxes, target=boxes, weight=torch.empty(64), numbers=(1e-6, 0.0, extra)))
+    turned = torch.empty(64, 5)
+    for name, boxes, form in (("probiou", turned, 0.0), ("probiou l2 bf16", turned.bfloat16(), 1.0)):
+        add(name, Call("probiou", boxes, target=turned, weight=torch.empty(64), numbers=(1e-4, form)))
     masks = torch.empty(64, 784)
     add("dice", Call("tversky", masks, target=masks, numbers=(0.5, 0.5, 0.5, 0.0), weight=torch.empty(64)))
     add("dice squared bf16", Call("tversky", masks.bfloat16(), target=masks.bool(), numbers=(0.5, 0.5, 0.0, 1.0)))

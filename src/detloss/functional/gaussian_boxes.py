@@ -25,7 +25,8 @@ from detloss.functional.iou_costs import length_unit
 from detloss.functional.iou_variants import one_where_inverted
 from detloss.geometry.iou import Overlap
 from detloss.geometry.rotated import RotatedPair, compare_rotated
-from detloss.reduction import mute, reduce_loss
+from detloss.kernels.contract import Call
+from detloss.kernels.dispatch import fused_loss
 from detloss.types import BoxFormat, Number, Reduction
 
 __all__ = ["gwd_loss", "kld_loss", "nwd_loss", "probiou_loss"]
@@ -91,13 +92,21 @@ def _rotated_loss(
     weight: Tensor | None,
     avg_factor: Number | Tensor | None,
     reduction: Reduction,
+    form: float | None = None,
 ) -> Tensor:
-    """Check, compare, add the price of negative sides, reduce: what the rotated losses share."""
+    """Check, compare, add the price of negative sides, reduce: what the rotated losses share.
+
+    ``form`` is the number of the operation ``probiou`` of :mod:`detloss.kernels.contract` that computes the same cost.
+    """
     check_boxes(where, pred, target, size=5)
     check_positive(where, eps=eps)
-    pair = compare_rotated(mute(where, pred, weight, pred.shape[:-1], reduced_dim=-1), target, eps)
-    loss = one_where_inverted(cost(pair), pair.inverted) + pair.inverted
-    return reduce_loss(loss, weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
+
+    def formula(pred: Tensor) -> Tensor:
+        pair = compare_rotated(pred, target, eps)
+        return one_where_inverted(cost(pair), pair.inverted) + pair.inverted
+
+    call = Call("probiou", pred, target=target, weight=weight, numbers=(eps, form or 0.0))
+    return fused_loss(formula, call, where=where, avg_factor=avg_factor, reduction=reduction, fusible=form is not None)
 
 
 def probiou_loss(
@@ -135,7 +144,10 @@ def probiou_loss(
         distance = 3 * apart / (least + excess) + torch.log1p(excess / least) / 2
         return distance if mode == "l2" else _root(-torch.expm1(-distance))
 
-    return _rotated_loss("probiou_loss", cost, pred, target, eps=eps, weight=weight, avg_factor=avg_factor, reduction=reduction)
+    return _rotated_loss(
+        "probiou_loss", cost, pred, target,
+        eps=eps, weight=weight, avg_factor=avg_factor, reduction=reduction, form=float(mode == "l2"),
+    )  # fmt: skip
 
 
 def check_distance_options(where: str, fun: object, tau: object) -> None:

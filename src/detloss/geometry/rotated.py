@@ -72,7 +72,7 @@ def compare_rotated(pred: Tensor, target: Tensor, eps: float = 1e-4) -> RotatedP
         share = at_least_0(length) / unit  # in this order: a quotient may overflow
         return share + torch.relu(eps - share) / 2
 
-    negative = (-pw).clamp(min=0) + (-ph).clamp(min=0)
+    negative = torch.relu(-pw) + torch.relu(-ph)  # see at_least_0
     depth = _longest(pw.abs(), ph.abs(), unit)
     between = pred[..., 4] - target[..., 4]
     sin2, cos2 = torch.sin(between).square(), torch.cos(between).square()

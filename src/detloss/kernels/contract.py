@@ -30,6 +30,7 @@ iou                   target: boxes [..., 4]                   eps, format, mode
 giou, diou, eiou      target: boxes [..., 4]                   eps, format (0 xyxy, 1 xywh, 2 cxcywh)
 ciou                  target: boxes [..., 4]                   eps, format, alpha_threshold (negative: none)
 siou                  target: boxes [..., 4]                   eps, format, theta
+probiou               target: boxes [..., 5]                   eps, form (0 bounded, 1 the distance itself)
 tversky               target: masks [N, pixels] like pred      alpha, beta, smooth, squared
 ====================  =======================================  ===================================================
 
@@ -53,7 +54,7 @@ __all__ = ["BOX_OPS", "ELEMENT_OPS", "OPS", "POSITION_OPS", "ROW_OPS", "Backend"
 ELEMENT_OPS = frozenset({"sigmoid_focal", "binary_cross_entropy", "varifocal", "l1", "mse", "smooth_l1", "huber"})
 POSITION_OPS = frozenset({"quality_focal", "cross_entropy", "softmax_focal", "kl_divergence"})
 BOX_OPS = frozenset({"iou", "giou", "diou", "ciou", "eiou", "siou"})
-ROW_OPS = BOX_OPS | {"distribution_focal", "tversky"}
+ROW_OPS = BOX_OPS | {"distribution_focal", "probiou", "tversky"}
 OPS = ELEMENT_OPS | POSITION_OPS | ROW_OPS
 
 
@@ -64,7 +65,8 @@ class Call:
     Attributes:
         op: name of the operation, one of ``OPS``.
         pred: predictions, any strides: logits ``[N, C]`` or ``[B, C, H, W]`` (element-wise operations with a dense target:
-            any shape), boxes ``[..., 4]``, logits of bins ``[..., R + 1]``, logits of masks ``[N, pixels]``.
+            any shape), boxes ``[..., 4]``, rotated boxes ``[..., 5]``, logits of bins ``[..., R + 1]``, logits of masks
+            ``[N, pixels]``.
         index: class indices of an integer dtype, ``[N]`` or ``[B, H, W]``.
         target: dense target of the shape of ``pred`` (distances: without its last dimension), any real dtype.
         score: qualities in [0, 1], the shape of ``index``, any real dtype.

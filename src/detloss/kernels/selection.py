@@ -50,7 +50,7 @@ _OP_OF = {
     "MaskBCELoss": "binary_cross_entropy", "mask_bce": "binary_cross_entropy",
     "MaskFocalLoss": "sigmoid_focal", "mask_focal": "sigmoid_focal",
     "KnowledgeDistillationKLDivLoss": "kl_divergence", "kl_distillation": "kl_divergence",
-    "DiceLoss": "tversky", "dice": "tversky", "TverskyLoss": "tversky",
+    "DiceLoss": "tversky", "dice": "tversky", "TverskyLoss": "tversky", "ProbIoULoss": "probiou",
     "LocalizationDistillationLoss": "kl_divergence", "localization_distillation": "kl_divergence",
     "MaxIoUAssigner": "max_iou", "ATSSAssigner": "atss", "TaskAlignedAssigner": "task_aligned",
     "HungarianAssigner": "pair_cost",

@@ -9,12 +9,25 @@ from torch import Tensor
 from detloss.kernels.contract import Call, Request
 from detloss.kernels.matches import Match
 from detloss.kernels.means import BinMeans
-from detloss.kernels.native import boxes, coordinates, expectation, library, masks, matching, prototypes, sigmoid, softmax
+from detloss.kernels.native import (
+    boxes,
+    coordinates,
+    expectation,
+    library,
+    masks,
+    matching,
+    prototypes,
+    rotated,
+    sigmoid,
+    softmax,
+)
 from detloss.kernels.prototypes import PrototypeMasks
 
 __all__ = ["BACKEND", "Native"]
 
-_FAMILIES: dict[str, ModuleType] = {op: family for family in (sigmoid, softmax, boxes, coordinates, masks) for op in family.OPS}
+_FAMILIES: dict[str, ModuleType] = {
+    op: family for family in (sigmoid, softmax, boxes, coordinates, rotated, masks) for op in family.OPS
+}
 
 
 class Native:

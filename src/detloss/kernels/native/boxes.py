@@ -8,7 +8,7 @@ from torch import Tensor
 from detloss.kernels.contract import BOX_OPS, Call
 from detloss.kernels.native.arguments import TYPES, as_fp32, fresh, fresh_like, launch, packer, pointer, readable
 
-__all__ = ["OPS", "refuses", "run"]
+__all__ = ["OPS", "per_row", "refuses", "run"]
 
 OPS = BOX_OPS
 _KINDS = {"giou": 3, "diou": 4, "ciou": 5, "eiou": 6, "siou": 7}
@@ -24,7 +24,7 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _per_row(values: Tensor, boxes: torch.Size) -> Tensor | None:
+def per_row(values: Tensor, boxes: torch.Size) -> Tensor | None:
     """Weights over the leading dimensions of the loss as one number per box; ``boxes`` is the shape of the predictions."""
     if values.ndim == len(boxes) - 1:
         return as_fp32(values)
@@ -37,8 +37,8 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     if target is None:
         raise TypeError(f"{call.op}: boxes to compare with are missing")
     target = readable(target).contiguous()
-    weight = None if call.weight is None else _per_row(call.weight, pred.shape)
-    above = None if upstream is None else _per_row(upstream, pred.shape)
+    weight = None if call.weight is None else per_row(call.weight, pred.shape)
+    above = None if upstream is None else per_row(upstream, pred.shape)
     result = fresh_like(pred) if need_grad else fresh(*pred.shape[:-1]) if each else None
     address = pointer(result)
     eps, box_format, *extra = call.numbers

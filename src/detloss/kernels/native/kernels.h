@@ -77,6 +77,17 @@ struct Coordinates {
   float beta, scale;
 };
 
+// ProbIoU of aligned rows of rotated boxes.
+struct Rotated {
+  const void *pred, *target;  // [rows, 5]
+  const float *weight, *upstream;  // [rows] or null
+  void* grad;  // like pred, or null
+  float* out;  // [rows] or null
+  int64_t rows;
+  int32_t type, target_type, itself;  // the distance itself, or its bounded form
+  float eps, scale;
+};
+
 // Losses of whole masks: sums over the pixels of each.
 struct Masks {
   const void *x, *target;  // [rows, pixels]
@@ -120,6 +131,7 @@ struct InstructionSet {
   void (*boxes)(const Boxes&, int64_t begin, int64_t end, Partial&);
   void (*softmax)(const Softmax&, int64_t begin, int64_t end, Partial&);
   void (*coordinates)(const Coordinates&, int64_t begin, int64_t end, Partial&);
+  void (*rotated)(const Rotated&, int64_t begin, int64_t end, Partial&);
   void (*masks)(const Masks&, int64_t begin, int64_t end, Partial&);
   void (*expectation)(const Expectation&, int64_t begin, int64_t end, Partial&);
   void (*prototypes)(const Prototypes&, int64_t begin, int64_t end, Partial&);
@@ -139,6 +151,8 @@ int64_t numbers_per_unit(const Softmax&);
 int64_t positions_per_unit(const Softmax&);
 int64_t units(const Coordinates&);
 int64_t numbers_per_unit(const Coordinates&);
+int64_t units(const Rotated&);
+int64_t numbers_per_unit(const Rotated&);
 int64_t units(const Masks&);
 int64_t numbers_per_unit(const Masks&);
 int64_t units(const Expectation&);

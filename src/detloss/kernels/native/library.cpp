@@ -88,6 +88,9 @@ int64_t numbers_per_unit(const Softmax& a) { return positions_per_unit(a) * a.cl
 int64_t units(const Coordinates& a) { return (a.count + TILE - 1) / TILE; }
 int64_t numbers_per_unit(const Coordinates&) { return TILE; }
 
+int64_t units(const Rotated& a) { return (a.rows + BOXES - 1) / BOXES; }
+int64_t numbers_per_unit(const Rotated&) { return 32 * BOXES; }
+
 int64_t units(const Masks& a) { return a.rows; }
 int64_t numbers_per_unit(const Masks& a) { return a.pixels; }
 
@@ -152,6 +155,10 @@ EXPORT int detloss_boxes(const Boxes* call, int threads, double factor, float* t
 
 EXPORT int detloss_coordinates(const Coordinates* call, int threads, double factor, float* total) {
   return answer(run(*call, chosen->coordinates, threads), factor, total);
+}
+
+EXPORT int detloss_rotated(const Rotated* call, int threads, double factor, float* total) {
+  return answer(run(*call, chosen->rotated, threads), factor, total);
 }
 
 EXPORT int detloss_masks(const Masks* call, int threads, double factor, float* total) {

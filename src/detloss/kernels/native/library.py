@@ -29,7 +29,7 @@ def _declare(loaded: ctypes.CDLL) -> None:
     pointer = ctypes.c_void_p
     loaded.detloss_large_pages.argtypes, loaded.detloss_large_pages.restype = [pointer, ctypes.c_int64], None
     loaded.detloss_instruction_set.restype = ctypes.c_char_p
-    for name in ("sigmoid", "softmax", "boxes", "coordinates", "masks", "expectation", "prototypes"):
+    for name in ("sigmoid", "softmax", "boxes", "coordinates", "rotated", "masks", "expectation", "prototypes"):
         getattr(loaded, f"detloss_{name}").argtypes = [pointer, ctypes.c_int, ctypes.c_double, pointer]
     aligned = (f"aligned_{step}" for step in ("count", "pairs", "overlap", "claim", "settle"))
     for name in ("max_iou", "atss", "pair_cost", *aligned):

@@ -15,13 +15,14 @@ namespace KERNEL_SET {
 #include "softmax.h"
 #include "divergence.h"
 #include "coordinates.h"
+#include "rotated.h"
 #include "masks.h"
 #include "expectation.h"
 #include "prototypes.h"
 }  // namespace KERNEL_SET
 
 extern const InstructionSet KERNEL_TABLE = {KERNEL_NAME, KERNEL_SET::sigmoid, KERNEL_SET::boxes, KERNEL_SET::softmax,
-                                             KERNEL_SET::coordinates, KERNEL_SET::masks, KERNEL_SET::expectation, KERNEL_SET::prototypes,
+                                             KERNEL_SET::coordinates, KERNEL_SET::rotated, KERNEL_SET::masks, KERNEL_SET::expectation, KERNEL_SET::prototypes,
                                              &KERNEL_MATCHING};
 
 }  // namespace detloss

@@ -24,6 +24,7 @@ from detloss.kernels.triton_backend import (
     max_iou,
     pair_cost,
     prototypes,
+    rotated,
     sigmoid,
     softmax,
 )
@@ -31,7 +32,7 @@ from detloss.kernels.triton_backend.sums import finished, rescaled
 
 __all__ = ["BACKEND", "Triton"]
 
-_LOSSES = (sigmoid, softmax, divergence, distribution, coordinates, boxes, masks)
+_LOSSES = (sigmoid, softmax, divergence, distribution, coordinates, boxes, rotated, masks)
 _MATCHES = (aligned, atss, max_iou, pair_cost)
 _FAMILIES: dict[str, ModuleType] = {op: family for family in (*_LOSSES, *_MATCHES, expectation, prototypes) for op in family.OPS}
 

@@ -61,7 +61,8 @@ def mask_rows(
     counts = w != 0
     total = tl.where(counts, w * loss, 0.0)
     if MODE == "grad":
-        scale = scale_of(factor, divisor) * w
+        given = scale_of(factor, divisor)
+        scale = given * w
         if U == POSITION:
             scale = scale * tl.load(upstream + row)
         elif U == ONE:
@@ -75,7 +76,7 @@ def mask_rows(
             t = tl.load(target + first + start + lane, mask=inside, other=0.0).to(tl.float32)
             p, slope = sigma(x)
             each = ((2.0 * p if SQUARED else 1.0) * by_size + t * by_common) * slope
-            each = tl.where(counts & (scale != 0), each, 0.0)
+            each = tl.where(given == 0, 0.0, tl.where(counts, each, 0.0))
             tl.store(out + first + start + lane, each.to(out.dtype.element_ty), mask=inside)
     elif MODE == "each":
         tl.store(out + row, total)
