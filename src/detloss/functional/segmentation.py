@@ -50,16 +50,20 @@ def mask_focal_loss(
     return sigmoid_focal_loss(pred, target, gamma=gamma, alpha=alpha, weight=weight, avg_factor=avg_factor, reduction=reduction)
 
 
-def _check_binary(where: str, target: Tensor, ignore_index: int) -> None:
-    if not value_checks_enabled(target) or target.numel() == 0 or target.dtype == torch.bool:
-        return
+def _check_binary(where: str, target: Tensor, ignore_index: int) -> bool:
+    """Raise unless all values are 0, 1 or ignored; whether they are known to be 0 and 1 only."""
+    if target.dtype == torch.bool:
+        return True
+    if not value_checks_enabled(target) or target.numel() == 0:
+        return False
     if within(target * target - target, 0, 0):  # also in integers that wrap around: t and t − 1 have no common divisor
-        return
+        return True
     bad = (target != 0) & (target != 1) & (target != ignore_index) & ~target.isnan()
     if bool(bad.any()):
         at: Sequence[int] = bad.nonzero()[0].tolist()
         value = target[tuple(at)].item()
         raise ValueError(f"{where}: masks must hold 0, 1 or ignore_index={ignore_index}; got {value:g} at {at}")
+    return False
 
 
 def lovasz_hinge_loss(
@@ -89,15 +93,17 @@ def lovasz_hinge_loss(
     check_reduction(where, reduction, avg_factor)
     if pred.ndim < 2:
         raise ValueError(f"{where}: masks must have shape [N, ...] with at least one pixel dimension; got {shape_of(pred)}")
-    _check_binary(where, target, ignore_index)
+    all_binary = _check_binary(where, target, ignore_index)
     pred = mute(where, upcast(pred).flatten(1), weight, pred.shape[:1], reduced_dim=-1)
     target = target.flatten(1)
     inside = target == 1
     side = inside.to(pred.dtype) * 2 - 1
-    # Ignored pixels come last, where they change no step of the others and cost nothing. A target that is NaN stays NaN.
-    hinge = (1 - pred * side).masked_fill(~(inside | (target == 0)), -torch.inf)
-    if target.is_floating_point():
-        hinge += target - target
+    hinge = 1 - pred * side
+    if not all_binary:
+        # Ignored pixels come last, where they change no step of the others and cost nothing. A target that is NaN stays NaN.
+        hinge = hinge.masked_fill(~(inside | (target == 0)), -torch.inf)
+        if target.is_floating_point():
+            hinge += target - target
     falling, order = hinge.sort(dim=-1, descending=True, stable=True)
     step, wrong = _jaccard_steps(inside.gather(-1, order), pred.dtype), torch_f.relu(falling)
     return reduce_loss((wrong * step).sum(-1), weight=weight, avg_factor=avg_factor, reduction=reduction, where=where)
@@ -110,9 +116,11 @@ def _jaccard_steps(inside: Tensor, dtype: torch.dtype) -> Tensor:
     count = dtype if pixels * torch.finfo(dtype).eps <= 1 else torch.float64
     hot = inside.to(count)
     found = hot.cumsum(-1)
-    intersection = found[..., -1:] - found
+    size = found[..., -1:].clone()
+    intersection = size - found
     union = intersection + torch.arange(1, pixels + 1, device=inside.device, dtype=count)
-    before = union - 1 + hot
-    # The first pixel of a mask without object has no union before it: its step is 1, which 1/U_k is too.
-    alone = inside | (before == 0)
-    return (intersection.masked_fill_(alone, 1) / (union * before.masked_fill_(alone, 1))).to(dtype)
+    cold = found.copy_(hot).neg_().add_(1)
+    before = (union - 1).mul_(cold).clamp_(min=1)  # of another pixel; 1 for one of the object
+    step = intersection.mul_(cold).add_(hot).div_(union.mul_(before))
+    step[..., :1] += size == 0  # the first pixel of a mask without object has no union before it: its step is 1
+    return step.to(dtype)
