@@ -147,7 +147,7 @@ def overlap(pred: Tensor, target: Tensor, box_format: BoxFormat = "xyxy", eps: f
     enclosed = torch.minimum(*_pair(axes.enclosing.detach())) > 0
     return Overlap(
         iou=iou,
-        hollow=torch.where(enclosed & ~identical, (1.0 - union).clamp(min=0), 0.0),
+        hollow=torch.where(enclosed & ~identical, torch.relu(1.0 - union), 0.0),  # see at_least_0
         inverted=_inverted(axes),
         pred_size=_pair(axes.pred),
         target_size=_pair(axes.target),
