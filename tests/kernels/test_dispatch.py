@@ -235,3 +235,38 @@ def test_errors_about_values_are_those_of_the_reference() -> None:
         F.varifocal_loss(pred, (torch.tensor([0, 1]), torch.tensor([1.5, 0.5])))
     with pytest.raises(ValueError, match=r"weight must have the leading dimensions"):
         F.sigmoid_focal_loss(pred, torch.tensor([0, 1]), weight=torch.ones(3))
+
+
+VIEWS = {
+    "giou": lambda x: F.giou_loss(x.view(-1, 4) + torch.tensor([0.0, 0.0, 2.0, 2.0]), BOXES[:3] + 0.3, reduction="sum"),
+    "giou of a view": lambda x: F.giou_loss(x.view(-1, 4), BOXES[:3] + 0.3, reduction="sum"),
+    "dice": lambda x: F.dice_loss(x.view(3, 2, 2), torch.eye(3, 4).view(3, 2, 2), reduction="sum"),
+    "focal": lambda x: F.sigmoid_focal_loss(x.view(3, 4), torch.eye(3, 4), reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_a_kept_graph_gives_the_same_gradient_whatever_becomes_of_the_last_one(name: str) -> None:
+    """Gradients of a leaf are changed in place: by the next pass, by zero_grad, by clipping."""
+    x = torch.linspace(0.1, 3.0, 12).requires_grad_()
+    expected = torch.autograd.grad(VIEWS[name](x), x)[0].clone()
+    loss = VIEWS[name](x)
+    for _ in range(3):
+        loss.backward(retain_graph=True)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, 3 * expected)
+    x.grad.zero_()
+    loss.backward(retain_graph=True)
+    torch.testing.assert_close(x.grad, expected)
+    torch.autograd.grad(loss, x, retain_graph=True)[0].mul_(5)
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], expected)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+@needs_library
+def test_an_ignored_index_that_no_index_can_be() -> None:
+    x, index = torch.randn(4, 3), torch.tensor([0, 1, 2, 1])
+    for loss in (F.cross_entropy_loss, F.sigmoid_focal_loss):
+        for ignored, same in ((2**70, -100), (-(2**70), -100), (1.0, 1)):
+            assert torch.equal(loss(x, index, ignore_index=ignored), loss(x, index, ignore_index=same))

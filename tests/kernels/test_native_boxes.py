@@ -101,3 +101,18 @@ def test_a_bound_too_small_for_an_inverse_makes_no_nan(name: str, instruction_se
     target = torch.tensor([[2.0, 2, 2, 2], [6, 6, 9, 9], [1, 1, 1, 2]])
     loss = BACKEND.elements(Call(op, pred, target=target, numbers=(1e-40, 0.0, *numbers)), True)
     assert loss is not None and torch.isfinite(loss).all() and (loss > 0.5).all()
+
+
+@every_loss
+@pytest.mark.parametrize("side", ["prediction", "target"])
+def test_what_is_no_number_stays_in_its_row(name: str, side: str, instruction_set: str) -> None:
+    """Among plain pairs, and among special ones."""
+    op, _, numbers, _ = LOSSES[name]
+    for special in (False, True):
+        for place in range(4):
+            pred, target = plain_pairs(90)
+            if special:
+                pred[12] = target[12]
+            (pred if side == "prediction" else target)[7, place] = torch.nan
+            loss = BACKEND.elements(Call(op, pred, target=target, numbers=(1e-6, 0.0, *numbers)), True)
+            assert loss is not None and loss.isnan().nonzero().tolist() == [[7]]

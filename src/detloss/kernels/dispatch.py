@@ -123,7 +123,7 @@ class _Total(torch.autograd.Function):
     def forward(ctx: Any, pred: Tensor, result: tuple[Tensor, Tensor], backend: Backend, reference: Formula) -> Tensor:
         total, ctx.grad = result
         ctx.save_for_backward(pred)
-        ctx.backend, ctx.reference, ctx.given_out = backend, reference, False
+        ctx.backend, ctx.reference = backend, reference
         return total
 
     @staticmethod
@@ -131,13 +131,12 @@ class _Total(torch.autograd.Function):
         (pred,) = ctx.saved_tensors  # an error where it was changed, or where an earlier pass gave the graph away
         if torch.is_grad_enabled():
             return _differentiable_gradient(pred, upstream[0], ctx.reference), None, None, None
-        grad, keep = ctx.grad, _kept_graph()
-        in_place = not keep and not ctx.given_out  # else the caller of an earlier pass may hold this very gradient
-        if keep:
-            ctx.given_out = True
+        grad = ctx.grad
+        if _kept_graph():
+            grad = grad.clone()  # what is kept for the next pass is in nobody else's hands: gradients are changed in place
         else:
             ctx.grad = ctx.reference = None
-        return ctx.backend.rescale(grad, upstream[0], in_place), None, None, None
+        return ctx.backend.rescale(grad, upstream[0], True), None, None, None
 
 
 # What apply() of a function does once it has found no transform of functorch; choose() has found none.

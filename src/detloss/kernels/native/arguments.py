@@ -17,6 +17,7 @@ from detloss.kernels.native.library import library
 __all__ = [
     "TYPES",
     "as_fp32",
+    "as_int64",
     "as_target",
     "fresh",
     "fresh_like",
@@ -58,6 +59,11 @@ def packer(*fields: tuple[str, str]) -> Callable[..., bytes]:
 def pointer(x: Tensor | None) -> int:
     """Address of the first element; 0 where there is none."""
     return 0 if x is None else x.data_ptr()
+
+
+def as_int64(number: float) -> int:
+    """A number that class indices are compared with, as the nearest one that they can have."""
+    return max(-(2**63), min(int(number), 2**63 - 1))
 
 
 def as_fp32(x: Tensor | None) -> Tensor | None:

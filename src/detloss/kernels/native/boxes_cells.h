@@ -207,7 +207,7 @@ INLINE Pair pair_of(float p1, float q1, float p2, float q2, float t1, float u1, 
   float by_iou = -1.0f, by_hollow = 0.0f, loss;
   if (KIND == Boxes::LOG) {
     const float c = at_least(iou, eps);
-    loss = -log_of(c);
+    loss = c == c ? -log_of(c) : c;
     by_iou = iou <= eps ? 0.0f : -1.0f / c;
   } else if (KIND == Boxes::SQUARE) {
     loss = 1.0f - iou * iou;

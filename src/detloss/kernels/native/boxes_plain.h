@@ -16,7 +16,8 @@ INLINE PlainAxis plain_axis(float p1, float p2, float t1, float t2) {
   return a;
 }
 
-// Not a box, beyond the limits, so much smaller than the other one that eps decides, or with an end in common. Of NaN it says yes.
+// Not a box, beyond the limits, so much smaller than the other one that eps decides, or with an end in common. What it says of NaN
+// does not matter: both formulas keep it.
 INLINE int32_t is_special(const PlainAxis& a, float eps) {
   const float shortest = lesser(a.size, a.target), least = greater(eps * a.enclosing, PLAIN_SIDE);
   const float most = greater(greater(a.p2, a.t2), -lesser(a.p1, a.t1));
@@ -45,7 +46,7 @@ INLINE Pair plain_pair_of(float p1, float q1, float p2, float q2, float t1, floa
   float by_iou = -1.0f, loss = 1.0f - iou;
   if (KIND == Boxes::LOG) {
     const float c = at_least(iou, eps);
-    loss = -log_of(c);
+    loss = c == c ? -log_of(c) : c;
     by_iou = iou <= eps ? 0.0f : -1.0f / c;
   } else if (KIND == Boxes::SQUARE) {
     loss = 1.0f - iou * iou;

@@ -2,6 +2,7 @@
 // geometry/rotated.py and functional/gaussian_boxes.py; no difference of near equals is taken there, and none is taken here.
 
 constexpr float ROTATED_LIMIT = 1e15f, SMALLEST_UNIT = 1e-30f, NEAREST_UNIT = 1e-6f, TURNS_LIMIT = 8192.0f;
+constexpr float SMALLEST_SHARE = 1e-9f;  // of the longest side, whose fourth power is a normal number
 
 struct Turn { float cos, sin; };
 
@@ -178,7 +179,7 @@ static void rotated(const Rotated& a, int64_t begin, int64_t end, Partial& resul
       b.w[i] = w == 0.0f ? 0.0f : a.upstream ? w * a.upstream[row + i] : w;
     }
     turns(n, b);
-    result.sum += loop(b, n, a.eps, a.scale, a.out ? a.out + row : b.loss);
+    result.sum += loop(b, n, at_least(a.eps, SMALLEST_SHARE), a.scale, a.out ? a.out + row : b.loss);
     if (a.grad) {
       float* __restrict rows = place(a.grad, a.type, 5 * row, b.rows);
       for (int64_t i = 0; i < n; i++) for (int k = 0; k < 5; k++) rows[5 * i + k] = b.g[k][i];

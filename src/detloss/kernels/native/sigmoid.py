@@ -7,7 +7,18 @@ from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
 from detloss.kernels.layout import ELEMENT, POSITION, class_layout, element_layout, in_order, restored
-from detloss.kernels.native.arguments import TYPES, as_fp32, as_target, fresh, fresh_like, launch, packer, pointer, spread_out
+from detloss.kernels.native.arguments import (
+    TYPES,
+    as_fp32,
+    as_int64,
+    as_target,
+    fresh,
+    fresh_like,
+    launch,
+    packer,
+    pointer,
+    spread_out,
+)
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -64,7 +75,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     arguments = _sigmoid(
         pointer(pred), pointer(index), pointer(target), pointer(score), pointer(weight), pointer(above),
         pointer(class_weight), pointer(alpha), pointer(result) if need_grad else 0, pointer(result) if each else 0,
-        layout.outer, layout.classes, layout.inner, call.ignore_index,
+        layout.outer, layout.classes, layout.inner, as_int64(call.ignore_index),
         TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype],
         weight_spread, upstream_spread, POSITION if lost else ELEMENT, *_numbers(call), scale,
     )  # fmt: skip

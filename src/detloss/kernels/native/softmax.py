@@ -10,6 +10,7 @@ from detloss.kernels.layout import Layout, class_layout, in_order, restored
 from detloss.kernels.native.arguments import (
     TYPES,
     as_fp32,
+    as_int64,
     as_target,
     fresh,
     fresh_like,
@@ -70,7 +71,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
     arguments = _softmax(
         pointer(pred), pointer(index), pointer(target), pointer(weight), pointer(above), pointer(class_weight), pointer(alpha),
         pointer(result) if need_grad else 0, pointer(result) if each else 0,
-        layout.outer, layout.classes, layout.inner, call.ignore_index,
+        layout.outer, layout.classes, layout.inner, as_int64(call.ignore_index),
         TYPES[pred.dtype], 0 if target is None else TYPES[target.dtype], _FORMS.get(call.op, CLASSES),
         *_numbers(call), scale,
     )  # fmt: skip

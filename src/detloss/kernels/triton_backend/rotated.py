@@ -20,6 +20,7 @@ ONE = tl.constexpr(3)
 LIMIT = tl.constexpr(1e15)
 SMALLEST_UNIT = tl.constexpr(1e-30)
 NEAREST_UNIT = tl.constexpr(1e-6)
+SMALLEST_SHARE = tl.constexpr(1e-9)  # of the longest side, whose fourth power is a normal number
 
 
 @triton.jit
@@ -36,6 +37,7 @@ def _turn(angle: tl.tensor) -> tl.tensor:
     r = angle - n * 1.5703125  # π/2 in three parts: the products with the first two are exact
     r = r - n * 4.837512969970703125e-4
     r = r - n * 7.54978995489188216e-8
+    r = tl.where(r > 0.7854, 0.7854, tl.where(r < -0.7854, -0.7854, r))  # of angles that have no digits left
     q = r * r
     sin = ((-1.9515295891e-4 * q + 8.3321608736e-3) * q - 1.6666654611e-1) * (q * r) + r
     cos = ((2.443315711809948e-5 * q - 1.388731625493765e-3) * q + 4.166664568298827e-2) * (q * q) - 0.5 * q + 1.0
@@ -104,6 +106,7 @@ def rotated_rows(
     _, b = _number(boxes, at, mask, 3)
     other, _ = _number(boxes, at, mask, 4)
     dx, dy, between = x - tx, y - ty, angle - other
+    eps = tl.maximum(eps, SMALLEST_SHARE)
     longest = tl.maximum(tl.maximum(w, h), tl.maximum(a, b))
     unit = tl.maximum(tl.maximum(longest, tl.maximum(tl.abs(dx), tl.abs(dy)) * NEAREST_UNIT), SMALLEST_UNIT)
     pw, w_slope = _side(w, unit, eps)
