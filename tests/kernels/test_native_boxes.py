@@ -116,3 +116,14 @@ def test_what_is_no_number_stays_in_its_row(name: str, side: str, instruction_se
             (pred if side == "prediction" else target)[7, place] = torch.nan
             loss = BACKEND.elements(Call(op, pred, target=target, numbers=(1e-6, 0.0, *numbers)), True)
             assert loss is not None and loss.isnan().nonzero().tolist() == [[7]]
+
+
+@every_loss
+def test_the_numbers_of_a_pair_do_not_depend_on_its_neighbours(name: str, instruction_set: str) -> None:
+    pred, target = plain_pairs(200)
+    weight = torch.ones(200)
+    before, before_grad = total(name, pred, target, weight)
+    pred[70], target[71], pred[72] = target[70], torch.tensor([5.0, 5, 5, 5]), torch.nan
+    _, grad = total(name, pred, target, weight)
+    others = torch.tensor([i for i in range(200) if i not in (70, 71, 72)])
+    assert before.isfinite() and torch.equal(grad[others], before_grad[others]) and grad[72].isnan().all()

@@ -229,9 +229,19 @@ def test_kernels_compile_ahead_of_time_without_spilling(capability: int, tmp_pat
 
 def test_every_operation_has_a_kernel_and_is_tested() -> None:
     from detloss.kernels.contract import OPS
-    from detloss.kernels.triton_backend import BACKEND, boxes, coordinates, distribution, divergence, sigmoid, softmax
+    from detloss.kernels.triton_backend import (
+        BACKEND,
+        boxes,
+        coordinates,
+        distribution,
+        divergence,
+        masks,
+        rotated,
+        sigmoid,
+        softmax,
+    )
 
-    families = (boxes, coordinates, distribution, divergence, sigmoid, softmax)
+    families = (boxes, coordinates, distribution, divergence, masks, rotated, sigmoid, softmax)
     assert set().union(*(family.OPS for family in families)) == OPS
     assert {pair.call.op for pair in kernel_calls.pairs()} == OPS
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":

@@ -6,6 +6,7 @@ constexpr int64_t BLOCK = 64;  // boxes that one special pair among them makes s
 struct BoxBuffers {
   float pred[4 * BOXES], target[4 * BOXES], out[4 * BOXES];
   float p[4][BOXES], t[4][BOXES], g[4][BOXES], loss[BOXES], w[BOXES];
+  int32_t special[BOXES];
 };
 
 // Rows of four numbers to four columns, as corners.
@@ -44,52 +45,63 @@ INLINE void to_rows(const float (&columns)[4][BOXES], int64_t n, int format, flo
   }
 }
 
-template <int KIND, bool PLAIN>
-INLINE Pair either_pair_of(float p1, float q1, float p2, float q2, float t1, float u1, float t2, float u2, float eps, float extra,
-                           int32_t& special) {
-  if constexpr (PLAIN) return plain_pair_of<KIND>(p1, q1, p2, q2, t1, u1, t2, u2, eps, extra, special);
+// How a block is computed: all pairs by the plain formulas; those that are special again, by all the rules, so that no pair's
+// numbers depend on its neighbours; all by all the rules.
+enum Way { SHORT, MENDING, WHOLE };
+
+template <int KIND, Way WAY>
+INLINE Pair any_pair_of(float p1, float q1, float p2, float q2, float t1, float u1, float t2, float u2, float eps, float extra,
+                        int32_t& special) {
+  if constexpr (WAY == SHORT) return plain_pair_of<KIND>(p1, q1, p2, q2, t1, u1, t2, u2, eps, extra, special);
   return pair_of<KIND>(p1, q1, p2, q2, t1, u1, t2, u2, eps, extra);
 }
 
 struct BlockSum { float sum; int32_t special; };
 
-// Losses of a range, and gradients or losses one by one. With PLAIN they hold only where no pair that counts is `special`.
-template <int KIND, bool GRAD, bool PLAIN>
+// Losses of a range, and gradients; whether a pair that counts is special.
+template <int KIND, bool GRAD, Way WAY>
 static BlockSum box_loop(BoxBuffers& b, int64_t begin, int64_t end, const Boxes& call, float* __restrict each) {
   const float eps = at_least(call.eps, SMALLEST), extra = call.extra, scale = call.scale;  // an eps that has an inverse
   const float *__restrict w = b.w, *__restrict p1 = b.p[0], *__restrict q1 = b.p[1], *__restrict p2 = b.p[2], *__restrict q2 = b.p[3];
   const float *__restrict t1 = b.t[0], *__restrict u1 = b.t[1], *__restrict t2 = b.t[2], *__restrict u2 = b.t[3];
   float *__restrict g1 = b.g[0], *__restrict h1 = b.g[1], *__restrict g2 = b.g[2], *__restrict h2 = b.g[3];
+  int32_t* __restrict specials = b.special;
   float sum = 0.0f;
   int32_t any = 0;
 #pragma omp simd reduction(+ : sum) reduction(| : any)
   for (int64_t i = begin; i < end; i++) {
     int32_t special = 0;
-    const Pair c = either_pair_of<KIND, PLAIN>(p1[i], q1[i], p2[i], q2[i], t1[i], u1[i], t2[i], u2[i], eps, extra, special);
-    const float loss = w[i] == 0.0f ? 0.0f : w[i] * c.loss;
-    any |= special & int32_t(w[i] != 0.0f);
+    const Pair c = any_pair_of<KIND, WAY>(p1[i], q1[i], p2[i], q2[i], t1[i], u1[i], t2[i], u2[i], eps, extra, special);
+    if (WAY == SHORT) {
+      special &= int32_t(w[i] != 0.0f);
+      specials[i] = special;
+      any |= special;
+    }
+    const bool kept = WAY == MENDING && specials[i] == 0;
+    const float weighted = w[i] == 0.0f ? 0.0f : w[i] * c.loss, loss = kept ? each[i] : weighted;
     sum += loss;
+    each[i] = loss;
     if (GRAD) {
       const float factor = w[i] * scale;
-      g1[i] = w[i] == 0.0f ? 0.0f : factor * c.x1;
-      h1[i] = w[i] == 0.0f ? 0.0f : factor * c.y1;
-      g2[i] = w[i] == 0.0f ? 0.0f : factor * c.x2;
-      h2[i] = w[i] == 0.0f ? 0.0f : factor * c.y2;
-    } else {
-      each[i] = loss;
+      const float x1 = w[i] == 0.0f ? 0.0f : factor * c.x1, y1 = w[i] == 0.0f ? 0.0f : factor * c.y1;
+      const float x2 = w[i] == 0.0f ? 0.0f : factor * c.x2, y2 = w[i] == 0.0f ? 0.0f : factor * c.y2;
+      g1[i] = kept ? g1[i] : x1;
+      h1[i] = kept ? h1[i] : y1;
+      g2[i] = kept ? g2[i] : x2;
+      h2[i] = kept ? h2[i] : y2;
     }
   }
   return {sum, any};
 }
 
 using BoxLoop = BlockSum (*)(BoxBuffers&, int64_t, int64_t, const Boxes&, float*);
-struct BoxLoops { BoxLoop first, general; };  // the general one where the first one met something special
-#define BOX_LOOPS(kind) {{box_loop<kind, false, true>, box_loop<kind, false, false>}, {box_loop<kind, true, true>, box_loop<kind, true, false>}}
-#define NEVER_PLAIN(kind) {{box_loop<kind, false, false>, nullptr}, {box_loop<kind, true, false>, nullptr}}  // which calls nothing special
+struct BoxLoops { BoxLoop first, mend; };  // the second one where the first one met something special
+#define BOX_LOOPS(kind) {{box_loop<kind, false, SHORT>, box_loop<kind, false, MENDING>}, {box_loop<kind, true, SHORT>, box_loop<kind, true, MENDING>}}
+#define NEVER_SHORT(kind) {{box_loop<kind, false, WHOLE>, nullptr}, {box_loop<kind, true, WHOLE>, nullptr}}  // which calls nothing special
 static const BoxLoops BOX_LOOP[8][2] = {BOX_LOOPS(0), BOX_LOOPS(1), BOX_LOOPS(2), BOX_LOOPS(3),
-                                        BOX_LOOPS(4), BOX_LOOPS(5), BOX_LOOPS(6), NEVER_PLAIN(7)};
+                                        BOX_LOOPS(4), BOX_LOOPS(5), BOX_LOOPS(6), NEVER_SHORT(7)};
 #undef BOX_LOOPS
-#undef NEVER_PLAIN
+#undef NEVER_SHORT
 
 static void boxes(const Boxes& a, int64_t begin, int64_t end, Partial& result) {
   BoxBuffers b;
@@ -112,7 +124,7 @@ static void boxes(const Boxes& a, int64_t begin, int64_t end, Partial& result) {
     for (int64_t at = 0; at < n; at += BLOCK) {
       const int64_t last = at + BLOCK < n ? at + BLOCK : n;
       BlockSum block = loops.first(b, at, last, a, a.out ? a.out + row : b.loss);
-      if (block.special) block = loops.general(b, at, last, a, a.out ? a.out + row : b.loss);
+      if (block.special) block = loops.mend(b, at, last, a, a.out ? a.out + row : b.loss);
       result.sum += block.sum;
     }
     if (a.grad) {
