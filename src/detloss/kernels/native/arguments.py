@@ -23,6 +23,7 @@ __all__ = [
     "fresh_like",
     "launch",
     "packer",
+    "per_row",
     "pointer",
     "readable",
     "spread_out",
@@ -69,6 +70,13 @@ def as_int64(number: float) -> int:
 def as_fp32(x: Tensor | None) -> Tensor | None:
     """Contiguous fp32."""
     return None if x is None else x.to(torch.float32).contiguous()
+
+
+def per_row(values: Tensor, shape: torch.Size) -> Tensor | None:
+    """Weights over the leading dimensions of the loss as one number per row; ``shape`` is that of the predictions."""
+    if values.ndim == len(shape) - 1:
+        return as_fp32(values)
+    return as_fp32(values.reshape(*values.shape, *(1,) * (len(shape) - 1 - values.ndim)).expand(shape[:-1]))
 
 
 def fresh(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from detloss.kernels.contract import BOX_OPS, Call
-from detloss.kernels.native.arguments import TYPES, as_fp32, fresh, fresh_like, launch, packer, pointer, readable
+from detloss.kernels.native.arguments import TYPES, fresh, fresh_like, launch, packer, per_row, pointer, readable
 
-__all__ = ["OPS", "per_row", "refuses", "run"]
+__all__ = ["OPS", "refuses", "run"]
 
 OPS = BOX_OPS
 _KINDS = {"giou": 3, "diou": 4, "ciou": 5, "eiou": 6, "siou": 7}
@@ -22,13 +21,6 @@ _boxes = packer(
 def refuses(call: Call) -> str | None:
     """Every call with a checked form is taken."""
     return None
-
-
-def per_row(values: Tensor, boxes: torch.Size) -> Tensor | None:
-    """Weights over the leading dimensions of the loss as one number per box; ``boxes`` is the shape of the predictions."""
-    if values.ndim == len(boxes) - 1:
-        return as_fp32(values)
-    return as_fp32(values.reshape(*values.shape, *(1,) * (len(boxes) - 1 - values.ndim)).expand(boxes[:-1]))
 
 
 def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[Tensor, bool, Tensor | None]:

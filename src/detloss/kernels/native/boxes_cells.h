@@ -193,6 +193,17 @@ INLINE float angle_distance_shape(const Axis& x, const Axis& y, Unit unit, float
 INLINE float limited(float x) { return at_most(at_least(x, -COORDINATE_LIMIT), COORDINATE_LIMIT); }
 INLINE float within_limit(float x, float slope) { return __builtin_fabsf(x) >= COORDINATE_LIMIT ? 0.0f : slope; }
 
+// What the IoU itself costs, and its derivative.
+template <int KIND> INLINE float iou_term(float iou, float eps, float& by_iou) {
+  if (KIND == Boxes::LOG) {
+    const float c = at_least(iou, eps);
+    by_iou = iou <= eps ? 0.0f : -1.0f / c;
+    return c == c ? -log_of(c) : c;
+  }
+  by_iou = KIND == Boxes::SQUARE ? -2.0f * iou : -1.0f;
+  return KIND == Boxes::SQUARE ? 1.0f - iou * iou : 1.0f - iou;
+}
+
 // Corners of both boxes to loss and slopes. `extra` is alpha_threshold (CIoU) or theta (SIoU).
 template <int KIND>
 INLINE Pair pair_of(float p1, float q1, float p2, float q2, float t1, float u1, float t2, float u2, float eps, float extra) {
@@ -204,17 +215,7 @@ INLINE Pair pair_of(float p1, float q1, float p2, float q2, float t1, float u1, 
   const float identical = x.same * y.same;
   const float iou = identical > 0.0f ? 1.0f : at_most(ratio, 1.0f);
   Slopes sx{}, sy{};
-  float by_iou = -1.0f, by_hollow = 0.0f, loss;
-  if (KIND == Boxes::LOG) {
-    const float c = at_least(iou, eps);
-    loss = c == c ? -log_of(c) : c;
-    by_iou = iou <= eps ? 0.0f : -1.0f / c;
-  } else if (KIND == Boxes::SQUARE) {
-    loss = 1.0f - iou * iou;
-    by_iou = -2.0f * iou;
-  } else {
-    loss = 1.0f - iou;
-  }
+  float by_iou, by_hollow = 0.0f, loss = iou_term<KIND>(iou, eps, by_iou);
   if (KIND == Boxes::GIOU) {
     const float open = when(x.enclosing > 0.0f) * when(y.enclosing > 0.0f) * (1.0f - identical);
     loss += open * at_least_0(1.0f - area);

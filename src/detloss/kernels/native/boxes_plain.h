@@ -43,15 +43,7 @@ INLINE Pair plain_pair_of(float p1, float q1, float p2, float q2, float t1, floa
   const float area = x.size * y.size + x.target * y.target - common;
   const float inverse = 1.0f / area, ratio = common * inverse, iou = at_most(ratio, 1.0f);
   special = is_special(x, eps) | is_special(y, eps);
-  float by_iou = -1.0f, loss = 1.0f - iou;
-  if (KIND == Boxes::LOG) {
-    const float c = at_least(iou, eps);
-    loss = c == c ? -log_of(c) : c;
-    by_iou = iou <= eps ? 0.0f : -1.0f / c;
-  } else if (KIND == Boxes::SQUARE) {
-    loss = 1.0f - iou * iou;
-    by_iou = -2.0f * iou;
-  }
+  float by_iou, loss = iou_term<KIND>(iou, eps, by_iou);
   const float by_ratio = by_iou * inverse;
   float by_area = -by_ratio * ratio, by_hull = 0.0f;
   if (KIND == Boxes::GIOU) {

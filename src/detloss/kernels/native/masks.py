@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.native.arguments import TYPES, as_fp32, fresh, fresh_like, launch, packer, pointer, readable
+from detloss.kernels.native.arguments import TYPES, fresh, fresh_like, launch, packer, per_row, pointer, readable
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -23,11 +23,6 @@ def refuses(call: Call) -> str | None:
     return None
 
 
-def _per_mask(values: Tensor | None, masks: int) -> Tensor | None:
-    """One number for each mask, or one for all, as one for each."""
-    return None if values is None else as_fp32(values.expand(masks))
-
-
 def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each: bool) -> tuple[Tensor, bool, Tensor | None]:
     """Scaled sum of the weighted losses, whether a target is out of range, and the gradient or, with ``each``, the losses."""
     pred, target = call.pred.contiguous(), call.target
@@ -35,7 +30,7 @@ def run(call: Call, scale: float, need_grad: bool, upstream: Tensor | None, each
         raise TypeError(f"{call.op}: the masks to compare with are missing")
     target = readable(target).contiguous()
     rows, pixels = pred.shape
-    weight, above = _per_mask(call.weight, rows), _per_mask(upstream, rows)
+    weight, above = (None if x is None else per_row(x, pred.shape) for x in (call.weight, upstream))
     result = fresh_like(pred) if need_grad else fresh(rows) if each else None
     alpha, beta, smooth, squared = call.numbers
     arguments = _masks(

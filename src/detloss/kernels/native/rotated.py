@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.native.arguments import TYPES, fresh, fresh_like, launch, packer, pointer, readable
-from detloss.kernels.native.boxes import per_row
+from detloss.kernels.native.arguments import TYPES, fresh, fresh_like, launch, packer, per_row, pointer, readable
 
 __all__ = ["OPS", "refuses", "run"]
 

@@ -7,11 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.layout import Layout, spread
 from detloss.kernels.triton_backend.box_axis import axis_back, axis_facts, corner_gradients, corners, inverted_share
 from detloss.kernels.triton_backend.box_costs import aspect, distance, iou_term, scylla, side_differences
 from detloss.kernels.triton_backend.maths import scale_of
-from detloss.kernels.triton_backend.sums import fresh_results
+from detloss.kernels.triton_backend.sums import rows_of
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -122,18 +121,11 @@ def run(
     call: Call, factor: float, divisor: Tensor | None, upstream: Tensor | None, mode: str, total: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Partial sums of the weighted losses (``total``), and the gradient (mode ``"grad"``) or the losses (``"each"``)."""
-    pred = call.pred.contiguous()
-    n = pred.numel() // 4
-    layout = Layout(n, 4, 1, tuple(range(pred.ndim)))
-    weight, weight_spread = spread(call.weight, call, layout, True)
-    above, upstream_spread = spread(upstream, call, layout, True)
-    grid = (triton.cdiv(n, BLOCK_SIZE),)
-    partial, out = fresh_results(call, pred, mode, grid if total else None)
-    target = None if call.target is None else call.target.contiguous()
+    rows = rows_of(call, upstream, mode, total, BLOCK_SIZE)
     eps, box_format, *rest = call.numbers
-    box_rows[grid](
-        pred, target, weight, above, divisor, partial, out, n, factor, eps, rest[0] if rest else 0.0, OP=call.op,
-        IOU_MODE=int(rest[0]) if call.op == "iou" else 0, FORMAT=int(box_format), W=weight_spread, U=upstream_spread, MODE=mode,
+    box_rows[rows.grid](
+        *rows.tensors, divisor, rows.partial, rows.out, rows.number, factor, eps, rest[0] if rest else 0.0, OP=call.op,
+        IOU_MODE=int(rest[0]) if call.op == "iou" else 0, FORMAT=int(box_format), W=rows.spreads[0], U=rows.spreads[1], MODE=mode,
         BLOCK=BLOCK_SIZE,
     )  # fmt: skip
-    return partial, out
+    return rows.partial, rows.out

@@ -7,9 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.layout import Layout, spread
 from detloss.kernels.triton_backend.maths import scale_of
-from detloss.kernels.triton_backend.sums import fresh_results
+from detloss.kernels.triton_backend.sums import rows_of
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -73,18 +72,12 @@ def run(
     call: Call, factor: float, divisor: Tensor | None, upstream: Tensor | None, mode: str, total: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Partial sums of the weighted losses (``total``), and the gradient (mode ``"grad"``) or the losses (``"each"``)."""
-    pred, bins = call.pred.contiguous(), call.pred.shape[-1]
-    n = pred.numel() // bins
-    layout = Layout(n, bins, 1, tuple(range(pred.ndim)))
-    weight, weight_spread = spread(call.weight, call, layout, True)
-    above, upstream_spread = spread(upstream, call, layout, True)
+    bins = call.pred.shape[-1]
     block = triton.next_power_of_2(bins)
-    rows = max(CELLS // block, 1)
-    grid = (triton.cdiv(n, rows),)
-    partial, out = fresh_results(call, pred, mode, grid if total else None)
-    target = None if call.target is None else call.target.contiguous()
-    distribution_rows[grid](
-        pred, target, weight, above, divisor, partial, out, n, factor, BINS=bins, W=weight_spread, U=upstream_spread, MODE=mode,
-        ROWS=rows, BC=block,
+    each = max(CELLS // block, 1)
+    rows = rows_of(call, upstream, mode, total, each)
+    distribution_rows[rows.grid](
+        *rows.tensors, divisor, rows.partial, rows.out, rows.number, factor, BINS=bins, W=rows.spreads[0], U=rows.spreads[1],
+        MODE=mode, ROWS=each, BC=block,
     )  # fmt: skip
-    return partial, out
+    return rows.partial, rows.out

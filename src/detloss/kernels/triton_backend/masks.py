@@ -7,9 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.layout import Layout, spread
 from detloss.kernels.triton_backend.maths import TINY, scale_of
-from detloss.kernels.triton_backend.sums import fresh_results
+from detloss.kernels.triton_backend.sums import rows_of
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -93,16 +92,10 @@ def run(
     call: Call, factor: float, divisor: Tensor | None, upstream: Tensor | None, mode: str, total: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Partial sums of the weighted losses (``total``), and the gradient (mode ``"grad"``) or the losses (``"each"``)."""
-    pred = call.pred.contiguous()
-    rows, pixels = pred.shape
-    layout = Layout(rows, pixels, 1, (0, 1))
-    weight, weight_spread = spread(call.weight, call, layout, True)
-    above, upstream_spread = spread(upstream, call, layout, True)
-    partial, out = fresh_results(call, pred, mode, (rows,) if total else None)
-    target = None if call.target is None else call.target.contiguous()
+    rows = rows_of(call, upstream, mode, total, 1)
     alpha, beta, smooth, squared = call.numbers
-    mask_rows[(rows,)](
-        pred, target, weight, above, divisor, partial, out, pixels, factor, alpha, beta, smooth,
-        SQUARED=squared != 0, W=weight_spread, U=upstream_spread, MODE=mode, BLOCK=BLOCK_SIZE,
+    mask_rows[rows.grid](
+        *rows.tensors, divisor, rows.partial, rows.out, call.pred.shape[-1], factor, alpha, beta, smooth,
+        SQUARED=squared != 0, W=rows.spreads[0], U=rows.spreads[1], MODE=mode, BLOCK=BLOCK_SIZE,
     )  # fmt: skip
-    return partial, out
+    return rows.partial, rows.out

@@ -7,9 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from detloss.kernels.contract import Call
-from detloss.kernels.layout import Layout, spread
 from detloss.kernels.triton_backend.maths import TINY, log1p_unit, scale_of
-from detloss.kernels.triton_backend.sums import fresh_results
+from detloss.kernels.triton_backend.sums import rows_of
 
 __all__ = ["OPS", "refuses", "run"]
 
@@ -194,17 +193,10 @@ def run(
     call: Call, factor: float, divisor: Tensor | None, upstream: Tensor | None, mode: str, total: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Partial sums of the weighted losses (``total``), and the gradient (mode ``"grad"``) or the losses (``"each"``)."""
-    pred = call.pred.contiguous()
-    n = pred.numel() // 5
-    layout = Layout(n, 5, 1, tuple(range(pred.ndim)))
-    weight, weight_spread = spread(call.weight, call, layout, True)
-    above, upstream_spread = spread(upstream, call, layout, True)
-    grid = (triton.cdiv(n, BLOCK_SIZE),)
-    partial, out = fresh_results(call, pred, mode, grid if total else None)
-    target = None if call.target is None else call.target.contiguous()
+    rows = rows_of(call, upstream, mode, total, BLOCK_SIZE)
     eps, itself = call.numbers
-    rotated_rows[grid](
-        pred, target, weight, above, divisor, partial, out, n, factor, eps,
-        ITSELF=itself != 0, W=weight_spread, U=upstream_spread, MODE=mode, BLOCK=BLOCK_SIZE,
+    rotated_rows[rows.grid](
+        *rows.tensors, divisor, rows.partial, rows.out, rows.number, factor, eps,
+        ITSELF=itself != 0, W=rows.spreads[0], U=rows.spreads[1], MODE=mode, BLOCK=BLOCK_SIZE,
     )  # fmt: skip
-    return partial, out
+    return rows.partial, rows.out

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from detloss.kernels.contract import Call, loss_shape
+from detloss.kernels.layout import Layout, spread
 from detloss.kernels.triton_backend.maths import scale_of
 
-__all__ = ["finished", "fresh_results", "rescaled"]
+__all__ = ["Rows", "finished", "fresh_results", "rescaled", "rows_of"]
 
 FINISH_BLOCK, RESCALE_BLOCK = 1024, 2048
 
@@ -47,6 +50,39 @@ def fresh_results(call: Call, pred: Tensor, mode: str, grid: tuple[int, ...] | N
     if mode == "each":
         return partial, torch.empty(loss_shape(call), dtype=torch.float32, device=pred.device)
     return partial, None
+
+
+class Rows(NamedTuple):
+    """What the kernels of rows are launched with: contiguous, with weights and upstream gradients of rows or one for all.
+
+    Attributes:
+        number: of rows.
+        grid: of programs.
+        tensors: pred, target, weight and upstream.
+        spreads: how the last two are spread; see :mod:`detloss.kernels.layout`.
+        partial: memory for a sum of each program, if a total is wanted.
+        out: memory for the gradient or the losses.
+    """
+
+    number: int
+    grid: tuple[int]
+    tensors: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
+    spreads: tuple[int, int]
+    partial: Tensor | None
+    out: Tensor | None
+
+
+def rows_of(call: Call, upstream: Tensor | None, mode: str, total: bool, each: int) -> Rows:
+    """The rows along the last dimension of ``pred``, ``each`` of them a program."""
+    pred, size = call.pred.contiguous(), call.pred.shape[-1]
+    number = pred.numel() // size
+    layout = Layout(number, size, 1, tuple(range(pred.ndim)))
+    weight, weight_spread = spread(call.weight, call, layout, True)
+    above, upstream_spread = spread(upstream, call, layout, True)
+    grid = (triton.cdiv(number, each),)
+    partial, out = fresh_results(call, pred, mode, grid if total else None)
+    target = None if call.target is None else call.target.contiguous()
+    return Rows(number, grid, (pred, target, weight, above), (weight_spread, upstream_spread), partial, out)
 
 
 def finished(partial: Tensor, divisor: Tensor | None, factor: float) -> Tensor:
